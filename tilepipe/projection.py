@@ -1,0 +1,124 @@
+"""How much memory does a plan need, on the host and on the device?
+
+Everything here depends on the block, the tile and the number of threads and blocks in flight, never on the
+raster's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+PROCESS_BYTES = 900 << 20
+"""A worker process before its first block: interpreter, torch, dask, GDAL, compiled kernels."""
+CONTEXT_BYTES = 700 << 20
+"""A CUDA context with its libraries' handles."""
+FLOAT_BYTES = 4
+
+
+class Footprint(NamedTuple):
+    """What one tile needs while it passes through the network."""
+
+    peak: int
+    """Bytes of activations alive at once, at most."""
+    workspace: int
+    """Bytes of scratch of the largest convolution."""
+    largest: int
+    """Elements of the largest activation."""
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.peak + self.workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the job may use on one machine."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    host_bytes: int = 8 << 30
+    """Bytes for all workers of a host."""
+    device_bytes: int | None = None
+    """Bytes of one device; None on a CPU."""
+    threads: int = 1
+    """Tiles in flight in a worker: threads of a CPU, 1 on a CUDA device."""
+    blocks: int = 2
+    """Blocks in flight in a worker."""
+    workers: int = 1
+    """Worker processes on one host."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLayout:
+    """What one pixel costs to hold, on the way in and out."""
+
+    bands: int
+    itemsize: int
+    """Bytes per value as stored in the raster."""
+    output_bytes: int = 1
+    """Bytes per output over labels, confidence and probabilities."""
+    classes: int = 1
+    """Classes of the network's scores, held in float32 while blending."""
+    weights: int = 0
+    """Bytes of the network's parameters."""
+    cache: int = 64 << 20
+    """Bytes of the reader's block cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Bytes at the peak: of one worker process, of all of a host's, and of a device."""
+
+    host: int
+    host_total: int
+    device: int
+    host_parts: Mapping[str, int] = field(default_factory=dict)
+    device_parts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDemand:
+    """The sizes that memory depends on, in pixels."""
+
+    block_outputs: int
+    """Outputs of one block."""
+    block_inputs: int
+    """Raster pixels that one block reads."""
+    tile_inputs: int
+    tile_outputs: int
+    strip_outputs: int = 0
+    """Outputs whose scores are held at once while blending; 0 when exact."""
+
+
+def project(demand: BlockDemand, pixel: PixelLayout, footprint: Footprint, use: Resources) -> Projection:
+    """The memory that a job holds at its peak, by part."""
+    strips = demand.strip_outputs * (pixel.classes + 2) * FLOAT_BYTES
+    tile = footprint.total + demand.tile_inputs * pixel.bands * FLOAT_BYTES
+    tile += demand.tile_outputs * pixel.classes * FLOAT_BYTES * (2 if strips else 1)
+    # Pixels as stored and their validity; labels and what is compressed of them.
+    staged = demand.block_inputs * (pixel.bands * pixel.itemsize + 1)
+    maps = demand.block_outputs * pixel.output_bytes * 3
+    host = {
+        "process": PROCESS_BYTES,
+        "network": pixel.weights * (1 if use.device == "cuda" else 2),
+        "read cache": pixel.cache,
+        "blocks": use.blocks * (staged * 2 + maps),
+    }
+    device: dict[str, int] = {}
+    if use.device == "cuda":
+        device = {
+            "context": CONTEXT_BYTES,
+            "network": pixel.weights,
+            "blocks": use.blocks * (staged + maps),
+            "tiles": tile,
+            "scores": strips,
+        }
+        device["reserve"] = sum(device.values()) // 10
+    else:
+        host["tiles"] = use.threads * tile
+        host["scores"] = use.blocks * strips
+        host["reserve"] = (host["tiles"] + host["scores"]) // 10
+    total = sum(host.values())
+    return Projection(total, total * use.workers, sum(device.values()), host, device)
