@@ -1,0 +1,260 @@
+"""Running one function over many items on dask workers: where they are, what they hold, how many items wait.
+
+Knows nothing of rasters or networks. Three ideas:
+
+- one code path: an in-process cluster of threads by default, processes, one worker per GPU, or a cluster that runs
+  already;
+- a *resident*: an object that every worker builds once from a small recipe and keeps, so that items stay small;
+- bounded work in flight: a million items cost the scheduler no more than a hundred.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import dask
+from distributed import Client, Future, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
+from distributed.scheduler import KilledWorker
+
+from tilepipe.errors import RunError, TilepipeError, UsageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+GRACE_SECONDS = 20.0
+"""How long blocks in flight may take to finish after a request to stop; schedulers give about 30 s in all."""
+
+SETTINGS = {
+    # The plan bounds memory; dask's own spilling and pausing would only slow a job that fits.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.limit": "60s",
+    # Workers start afresh: compiled kernels' threads do not survive a fork.
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.scheduler.active-memory-manager.start": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Where the work runs."""
+
+    scheduler: str | None = None
+    """Address of a running scheduler; None starts workers here."""
+    workers: int = 1
+    """Worker processes; 1 means threads of this process."""
+    threads: int = 2
+    """Items in flight in each worker."""
+    gpus: tuple[int, ...] = ()
+    """Devices, one worker process each; empty for none, or for the one that this process uses."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """A request to stop, made by a signal or by the caller."""
+
+    signal: int | None = None
+    asked: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 75 (requeue) otherwise."""
+        return 130 if self.signal == signal.SIGINT else 75
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """A Stop that SIGTERM and Ctrl-C ask; a second Ctrl-C ends the process at once. For the main thread."""
+    stop = Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop.asked and number == signal.SIGINT:
+            os._exit(130)
+        stop.signal, stop.asked = number, True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def connect(pool: Pool) -> Iterator[Client]:
+    """A client of the workers that `pool` describes; those that were started here end with the context."""
+    with dask.config.set(SETTINGS):
+        if pool.scheduler is not None:
+            with _join(pool.scheduler) as client:
+                yield client
+            return
+        with _start(pool) as cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+def _join(address: str) -> Client:
+    try:
+        return Client(address, set_as_default=False, timeout="15s")
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UsageError(
+            f"no dask scheduler answers at {address} ({error}); start one, or drop --scheduler"
+        ) from error
+
+
+def _start(pool: Pool) -> SpecCluster:
+    if pool.gpus:
+        return _gpu_cluster(pool)
+    return LocalCluster(
+        n_workers=pool.workers,
+        threads_per_worker=pool.threads,
+        processes=pool.workers > 1,
+        memory_limit=0,
+        dashboard_address=None,
+        silence_logs=logging.ERROR,
+    )
+
+
+def _gpu_cluster(pool: Pool) -> SpecCluster:
+    """One worker process for each device, which sees that device alone."""
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        workers = {
+            f"gpu-{device}": {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": pool.threads,
+                    "memory_limit": 0,
+                    "env": {"CUDA_VISIBLE_DEVICES": str(device)},
+                    "dashboard_address": None,
+                },
+            }
+            for device in pool.gpus
+        }
+        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": None}}
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    return LocalCUDACluster(
+        CUDA_VISIBLE_DEVICES=list(pool.gpus),
+        threads_per_worker=pool.threads,
+        memory_limit=0,
+        dashboard_address=None,
+    )
+
+
+class Recipe(Protocol):
+    """What a worker needs to build its resident; small and picklable."""
+
+    def build(self) -> Any:
+        """The object that the worker keeps."""
+
+
+class _Resident(WorkerPlugin):
+    """Holds what a recipe builds, on one worker."""
+
+    idempotent = True
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self.name, self.recipe = name, recipe
+        self.built: Any = None
+
+    def setup(self, worker: Any) -> None:
+        self.built = self.recipe.build()
+
+    def teardown(self, worker: Any) -> None:
+        close = getattr(self.built, "close", None)
+        if close is not None:
+            close()
+        self.built = None
+
+
+def _call(name: str, function: Callable[[Any, T], R], item: T) -> R:
+    return function(get_worker().plugins[name].built, item)
+
+
+@contextmanager
+def resident(client: Client, name: str, recipe: Recipe) -> Iterator[str]:
+    """The name under which every worker, now or later joined, holds what `recipe` builds."""
+    try:
+        client.register_plugin(_Resident(name, recipe))
+    except TilepipeError:
+        raise
+    except Exception as error:
+        raise RunError(f"a worker could not be set up: {type(error).__name__}: {error}") from error
+    try:
+        yield name
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(name)
+
+
+@dataclass(slots=True)
+class Bounded:
+    """How a map is run: items in flight over all workers, and how often a failed item is tried again."""
+
+    in_flight: int
+    retries: int = 2
+    stop: Stop = field(default_factory=Stop)
+    grace: float = GRACE_SECONDS
+
+
+def map_bounded(
+    client: Client, name: str, function: Callable[[Any, T], R], items: Iterable[T], how: Bounded
+) -> Iterator[R]:
+    """The results of function(resident, item), as they come, with a bounded number of items submitted.
+
+    After a request to stop nothing more is submitted; what is in flight may finish within the grace period, and
+    then the iterator ends. Raises RunError for an item that failed beyond its retries.
+    """
+    waiting, finished = iter(items), queue.SimpleQueue[Future]()
+    pending: set[Future] = set()
+    deadline = float("inf")
+    try:
+        while True:
+            if not how.stop.asked:
+                for item in islice(waiting, how.in_flight - len(pending)):
+                    future = client.submit(_call, name, function, item, pure=False, retries=how.retries)
+                    pending.add(future)
+                    future.add_done_callback(finished.put)
+            elif deadline == float("inf"):
+                deadline = time.monotonic() + how.grace
+            if not pending or time.monotonic() > deadline:
+                return
+            try:
+                # A short wait, so that a signal's request is seen soon.
+                future = finished.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            pending.discard(future)
+            yield _result(future)
+    finally:
+        if pending:
+            client.cancel(list(pending), force=True)
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except TilepipeError:
+        raise
+    except KilledWorker as error:
+        raise RunError(
+            "a block's worker died several times in a row, most often for lack of memory; "
+            "lower --memory, --workers or --tile and run the same command again to resume"
+        ) from error
+    except Exception as error:
+        raise RunError(
+            f"a block failed: {type(error).__name__}: {error}; run the same command again to resume"
+        ) from error
