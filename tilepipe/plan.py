@@ -211,7 +211,7 @@ def plan(
         raise PlanError("--overlap belongs to blended stitching; drop it, or use --stitch blend")
     axes = planner.exact()
     if request.stitch == "auto" and request.tile is None:
-        axes = [pair for pair in axes if cost(*pair) <= MAX_COST]
+        axes = [pair for pair in axes if cost(*pair) <= MAX_COST and planner.elements(pair) < MAX_ELEMENTS]
         if not axes:
             return planner.fitting(
                 planner.blended(),
@@ -259,17 +259,21 @@ class _Planner:
         rows = blend_axis(self.geometry.rows, self.shape[0], tile[0], self.request.overlap)
         return [(rows, blend_axis(self.geometry.cols, self.shape[1], tile[1], self.request.overlap))]
 
+    def elements(self, pair: AxisPair) -> int:
+        """Elements of the largest activation."""
+        return self.footprint((pair[0].tile, pair[1].tile)).largest
+
     def fitting(self, pairs: list[AxisPair], stitch: Literal["exact", "blend"], reason: str) -> TilePlan:
         """The plan of the first pair, largest block first, that the limits allow."""
         refusal = ""
         for rows, cols in pairs:
-            foot = self.footprint((rows.tile, cols.tile))
-            if foot.largest >= MAX_ELEMENTS:
+            if self.elements((rows, cols)) >= MAX_ELEMENTS:
                 refusal = (
-                    f"a tile of {rows.tile} x {cols.tile} has an activation of {foot.largest} elements, "
+                    f"a tile of {rows.tile} x {cols.tile} has an activation of {self.elements((rows, cols))} elements, "
                     f"legal are fewer than {MAX_ELEMENTS}; choose a smaller --tile"
                 )
                 continue
+            foot = self.footprint((rows.tile, cols.tile))
             bare = TilePlan(
                 stitch,
                 reason,

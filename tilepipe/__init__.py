@@ -1,0 +1,50 @@
+"""Segment rasters of any size with a convolutional network: tiled, seamless, and provably the whole-image result.
+
+>>> import tilepipe
+>>> tilepipe.segment_raster("input.tif", "labels.zarr", "model.safetensors")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilepipe.checkpoint import Model, ModelCard, load_model, save_model
+    from tilepipe.errors import TilepipeError
+    from tilepipe.job import Job, prepare
+    from tilepipe.options import SegmentOptions
+    from tilepipe.pipeline import Summary, segment_raster
+
+__version__ = "0.1.0"
+
+# Loaded on first use: the command line's help must not wait for torch.
+_HOME = {
+    "Job": "tilepipe.job",
+    "Model": "tilepipe.checkpoint",
+    "ModelCard": "tilepipe.checkpoint",
+    "SegmentOptions": "tilepipe.options",
+    "Summary": "tilepipe.pipeline",
+    "TilepipeError": "tilepipe.errors",
+    "load_model": "tilepipe.checkpoint",
+    "prepare": "tilepipe.job",
+    "save_model": "tilepipe.checkpoint",
+    "segment_raster": "tilepipe.pipeline",
+}
+
+__all__ = [
+    "Job",
+    "Model",
+    "ModelCard",
+    "SegmentOptions",
+    "Summary",
+    "TilepipeError",
+    "load_model",
+    "prepare",
+    "save_model",
+    "segment_raster",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tilepipe' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
