@@ -42,6 +42,8 @@ class Files(Protocol):
 
     root: str
     """As messages name it."""
+    location: str
+    """As zarr opens it, wherever the process stands."""
 
     def read(self, key: str) -> bytes | None:
         """The file's bytes; None where there is no such file."""
@@ -59,7 +61,7 @@ class Files(Protocol):
         """Replace the file; its folder entry lasts once `settle` has returned."""
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Make earlier writes and deletions of `keys` outlast a loss of power."""
+        """Make earlier writes and deletions of `keys` outlast a loss of power; folders need not be there."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Whether the file was made: False where there is one already."""
@@ -119,6 +121,7 @@ class LocalFiles:
         self.root = root
         # Where it lies must not change with the working directory, nor in a worker that starts elsewhere.
         self._root = Path(root).absolute()
+        self.location = str(self._root)
 
     def _path(self, key: str) -> Path:
         return self._root / key if key else self._root
@@ -165,9 +168,11 @@ class LocalFiles:
                 raise
 
     def settle(self, keys: Iterable[str]) -> None:
-        for folder in {self._path(key).parent for key in keys}:
-            with _explained(folder):
-                _flush_folder(folder)
+        # With the folders above: another thread may have made one of them and not have flushed its entry yet.
+        parts = [key.split("/")[:-1] for key in keys]
+        for folder in {"/".join(part[:depth]) for part in parts for depth in range(len(part) + 1)}:
+            with _explained(self._path(folder)), contextlib.suppress(FileNotFoundError):
+                _flush_folder(self._path(folder))
 
     def create(self, key: str, data: bytes) -> bool:
         target = self._path(key)

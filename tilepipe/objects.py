@@ -23,7 +23,7 @@ class ObjectFiles:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root
+        self.root = self.location = root
         self._opened: tuple[Any, str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:

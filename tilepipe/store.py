@@ -90,8 +90,8 @@ def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: b
     attributes = {array.name: array_attributes(spec, array) for array in spec.arrays()}
     lease = acquire(files)
     try:
-        stored = _stored_spec(files)
-        if stored is not None and not overwrite:
+        stored = None if overwrite else _stored_spec(files)
+        if stored is not None:
             _refuse_other(files, stored, spec)
             spec = stored
             files.clean()
@@ -198,6 +198,7 @@ class OutputStore:
     ) -> Record:
         if self._token is None:
             raise StoreError(f"{self.path} was opened for reading; use create_or_resume to write to it")
+        check(self.files, self._token)
         row, col = int(index[0]), int(index[1])
         sums: dict[str, str] = {}
         for array in self.spec.arrays():
@@ -210,6 +211,7 @@ class OutputStore:
         self.files.settle(sums)
         nodata = self.spec.block_window((row, col)).area - sum(counts)
         record = Record(row, col, self.digest, sums, counts, nodata, json.loads(json.dumps(dict(info))))
+        # Again: what was written may have taken longer than another process waits for a sign of life.
         check(self.files, self._token)
         self.files.write(record.key, record.to_bytes())
         self.files.settle([record.key])
@@ -274,8 +276,7 @@ class OutputStore:
         names = [array.name for array in self.spec.arrays()]
         if name not in names:
             raise StoreError(f"{self.path} has no array {name!r}; it has {', '.join(names)}")
-        root = self.files.root if "://" in self.files.root else os.path.abspath(self.files.root)
-        return zarr.open_array(root, path=name, mode="r", zarr_format=3)
+        return zarr.open_array(self.files.location, path=name, mode="r", zarr_format=3)
 
 
 def label_counts(labels: NDArray[Any], classes: int) -> tuple[int, ...]:
@@ -297,14 +298,18 @@ def label_counts(labels: NDArray[Any], classes: int) -> tuple[int, ...]:
 
 
 def _stored_spec(files: Files) -> StoreSpec | None:
+    """The spec in the group's attributes; None where there is no group, StoreError where it is not ours."""
     data = files.read(ROOT)
     if data is None:
         return None
     try:
-        attributes = json.loads(data).get("attributes", {}).get("tilepipe")
-    except (ValueError, AttributeError):
-        return None
-    return StoreSpec.from_json(attributes, files.root) if isinstance(attributes, dict) else None
+        stored = json.loads(data)["attributes"]["tilepipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{files.root}/{ROOT} is not a tilepipe store's; choose another output path, "
+            "or --overwrite where it is a damaged one"
+        ) from error
+    return StoreSpec.from_json(stored, files.root)
 
 
 def _is_ours(files: Files) -> bool:

@@ -1,0 +1,239 @@
+"""A finished store as one GeoTIFF: tiled, compressed, with classes' colours and names, in bounded memory.
+
+GeoTIFF has no field for class names. They are written twice: as tags of the band (`CLASS_0=field`), which travel
+inside the file, and as GDAL's category names in the sidecar `<name>.aux.xml`, where GDAL and QGIS look for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import rasterio
+import rasterio.shutil
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.windows import Window as RasterWindow
+
+from tilepipe.durable import explain
+from tilepipe.errors import RunError, StoreError, UsageError
+from tilepipe.spec import ArraySpec, StoreSpec
+from tilepipe.store import OutputStore, open_store
+from tilepipe.window import Interval, Window
+
+TILE = 512
+COMPRESSIONS = ("deflate", "zstd", "lzw", "none")
+Compression = Literal["deflate", "zstd", "lzw", "none"]
+CACHE_BYTES = 64 << 20
+"""GDAL's block cache while writing: what is flushed late is counted twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """What is written, and how."""
+
+    store: OutputStore
+    array: ArraySpec
+    compress: Compression
+    partial: bool
+    progress: Callable[[int, int], None] | None
+
+
+def export_geotiff(
+    store_path: str | os.PathLike[str],
+    tif_path: str | os.PathLike[str],
+    *,
+    array: Literal["labels", "confidence"] = "labels",
+    compress: Compression = "deflate",
+    cog: bool = False,
+    overwrite: bool = False,
+    allow_partial: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The path of the GeoTIFF that now holds the store's labels: it appears when it is whole.
+
+    `cog` makes a Cloud Optimized GeoTIFF, with overviews by majority (of confidence by average), and needs twice
+    the disk space while it does. `allow_partial` exports an unfinished store, with nodata where blocks are not
+    done. `progress` is called with (pixels written, pixels in all) after each window. Raises UsageError for an
+    output that exists or an unknown option, StoreError for an unfinished store, RunError for a full disk.
+    """
+    target = Path(tif_path)
+    if compress not in COMPRESSIONS:
+        raise UsageError(f"compression {compress!r}; use one of {', '.join(COMPRESSIONS)}")
+    if target.exists() and (target.is_dir() or not overwrite):
+        raise UsageError(f"{target} exists; choose another path or use --overwrite")
+    store = open_store(store_path)
+    _refuse_unfinished(store, allow_partial)
+    export = _Export(store, _array(store, array), compress, allow_partial, progress)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tif")
+    try:
+        with _explained(target), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED="NO"):
+            _write(export, temporary)
+            if cog:
+                _to_cog(export, temporary)
+        _publish(temporary, target, _category_xml(store.spec) if array == "labels" else None)
+    finally:
+        for path in target.parent.glob(f"{glob.escape(temporary.name)}*"):
+            path.unlink(missing_ok=True)
+    return target
+
+
+def _refuse_unfinished(store: OutputStore, allow_partial: bool) -> None:
+    done = len(store.done())
+    if done < store.blocks and not allow_partial:
+        raise StoreError(
+            f"{store.path} has {done} of {store.blocks} blocks; run its command again to finish it, "
+            "or allow a partial export"
+        )
+
+
+def _array(store: OutputStore, name: str) -> ArraySpec:
+    found = {array.name: array for array in store.spec.arrays() if array.name != "probabilities"}
+    if name not in found:
+        raise UsageError(f"{store.path} has no array {name!r} to export; it has {', '.join(found)}")
+    return found[name]
+
+
+def _write(export: _Export, path: Path) -> None:
+    store, array = export.store, export.array
+    values = store.array(array.name)
+    total, written = store.spec.shape[0] * store.spec.shape[1], 0
+    done = store.done() if export.partial else None
+    with rasterio.open(path, "w", **_profile(store.spec, array, export.compress)) as tif:
+        _describe(tif, store.spec, array)
+        for window in _windows(store.spec):
+            rows, cols = window.rows, window.cols
+            block = values[rows.start : rows.stop, cols.start : cols.stop]
+            if done is not None:
+                _blank_unfinished(block, window, store.spec, done, array.fill)
+            tif.write(block, 1, window=RasterWindow(cols.start, rows.start, len(cols), len(rows)))
+            written += window.area
+            if export.progress is not None:
+                export.progress(written, total)
+
+
+def _profile(spec: StoreSpec, array: ArraySpec, compress: Compression) -> dict[str, Any]:
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "height": spec.shape[0],
+        "width": spec.shape[1],
+        "count": 1,
+        "dtype": array.dtype.name,
+        "nodata": array.fill,
+        "tiled": True,
+        "blockxsize": TILE,
+        "blockysize": TILE,
+        "compress": compress,
+        "bigtiff": "IF_SAFER",
+        "num_threads": "ALL_CPUS",
+        "sparse_ok": True,
+    }
+    if compress == "zstd":
+        profile["zstd_level"] = 9
+    if spec.crs_wkt is not None:
+        profile["crs"] = CRS.from_wkt(spec.crs_wkt)
+    if spec.transform is not None:
+        profile["transform"] = Affine(*spec.transform)
+    elif spec.gcps:
+        profile["gcps"] = [GroundControlPoint(p.row, p.col, p.x, p.y, p.z) for p in spec.gcps]
+    return profile
+
+
+def _describe(tif: Any, spec: StoreSpec, array: ArraySpec) -> None:
+    tif.set_band_description(1, array.name)
+    if array.name != "labels":
+        return
+    tif.update_tags(1, **{f"CLASS_{value}": label.name for value, label in enumerate(spec.classes)})
+    # TIFF's palettes belong to bytes; a 16-bit palette is beyond most readers.
+    if array.dtype.itemsize == 1:
+        palette = {value: (*label.color, 255) for value, label in enumerate(spec.classes)}
+        tif.write_colormap(1, {**palette, spec.nodata: (0, 0, 0, 0)})
+        tif.colorinterp = [ColorInterp.palette]
+
+
+def _windows(spec: StoreSpec) -> Iterator[Window]:
+    """Windows of whole TIFF tiles, about a shard each, row by row, so that no tile is written twice."""
+    height, width = (-(-side // TILE) * TILE for side in spec.shard)
+    for row in range(0, spec.shape[0], height):
+        for col in range(0, spec.shape[1], width):
+            yield Window.of(row, row + height, col, col + width).clip(spec.shape)
+
+
+def _blank_unfinished(
+    block: Any, window: Window, spec: StoreSpec, done: set[tuple[int, int]], fill: int | float
+) -> None:
+    """Set to nodata what lies in blocks without a record: their shards prove nothing."""
+    (height, width), (rows, cols) = spec.shard, (window.rows, window.cols)
+    for row in range(rows.start // height, -(-rows.stop // height)):
+        for col in range(cols.start // width, -(-cols.stop // width)):
+            if (row, col) not in done:
+                part = Window(Interval(row * height, (row + 1) * height), Interval(col * width, (col + 1) * width))
+                block[part.intersect(window).within(window)] = fill
+
+
+def _to_cog(export: _Export, path: Path) -> None:
+    finished = path.with_name(f"{path.name}.cog.tif")
+    creation: dict[str, Any] = {
+        "COMPRESS": export.compress.upper(),
+        "BLOCKSIZE": TILE,
+        "BIGTIFF": "IF_SAFER",
+        "NUM_THREADS": "ALL_CPUS",
+        "OVERVIEW_RESAMPLING": "MODE" if export.array.name == "labels" else "AVERAGE",
+        "SPARSE_OK": "YES",
+    }
+    rasterio.shutil.copy(path, finished, driver="COG", **creation)
+    os.replace(finished, path)
+
+
+def _category_xml(spec: StoreSpec) -> bytes:
+    """GDAL's sidecar with the names of the values 0, 1, ... of band 1."""
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    names = ElementTree.SubElement(band, "CategoryNames")
+    for label in spec.classes:
+        ElementTree.SubElement(names, "Category").text = label.name
+    ElementTree.indent(root)
+    return ElementTree.tostring(root) + b"\n"
+
+
+def _publish(temporary: Path, target: Path, sidecar: bytes | None) -> None:
+    """Give the finished files their names, the GeoTIFF last."""
+    beside = target.with_name(f"{target.name}.aux.xml")
+    try:
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if sidecar is None:
+            beside.unlink(missing_ok=True)
+        else:
+            hidden = temporary.with_name(f"{temporary.name}.aux.xml")
+            hidden.write_bytes(sidecar)
+            os.replace(hidden, beside)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain(error, target) from error
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise explain(error, target) from error
+        raise RunError(f"{target}: {_line(error)}; free space or choose another path") from error
+    except RasterioError as error:
+        raise RunError(f"{target}: {_line(error)}; free space or choose another path") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
