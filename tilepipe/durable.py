@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -199,14 +200,18 @@ class LocalFiles:
 
     def age(self, key: str) -> float | None:
         # A file made now carries the clock of the file's server, which may not be this machine's.
-        with _explained(self._path(key)):
+        try:
+            then = self._path(key).stat().st_mtime
+        except OSError:
+            return None
+        try:
             probe = self._temporary(b"")
-            try:
-                return probe.stat().st_mtime - self._path(key).stat().st_mtime
-            except FileNotFoundError:
-                return None
-            finally:
-                probe.unlink(missing_ok=True)
+        except OSError:  # readers need not be allowed to write
+            return time.time() - then
+        try:
+            return probe.stat().st_mtime - then
+        finally:
+            probe.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:

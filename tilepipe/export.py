@@ -39,49 +39,45 @@ CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Export:
+class ExportOptions:
     """What is written, and how."""
 
-    store: OutputStore
-    array: ArraySpec
-    compress: Compression
-    partial: bool
-    progress: Callable[[int, int], None] | None
+    array: Literal["labels", "confidence"] = "labels"
+    compress: Compression = "deflate"
+    cog: bool = False
+    """A Cloud Optimized GeoTIFF, with overviews by majority (of confidence by average); needs twice the space."""
+    allow_partial: bool = False
+    """Export an unfinished store, too, with nodata where blocks are not done."""
+    overwrite: bool = False
 
 
 def export_geotiff(
     store_path: str | os.PathLike[str],
     tif_path: str | os.PathLike[str],
-    *,
-    array: Literal["labels", "confidence"] = "labels",
-    compress: Compression = "deflate",
-    cog: bool = False,
-    overwrite: bool = False,
-    allow_partial: bool = False,
+    options: ExportOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The path of the GeoTIFF that now holds the store's labels: it appears when it is whole.
 
-    `cog` makes a Cloud Optimized GeoTIFF, with overviews by majority (of confidence by average), and needs twice
-    the disk space while it does. `allow_partial` exports an unfinished store, with nodata where blocks are not
-    done. `progress` is called with (pixels written, pixels in all) after each window. Raises UsageError for an
-    output that exists or an unknown option, StoreError for an unfinished store, RunError for a full disk.
+    `progress` is called with (pixels written, pixels in all) after each window. Raises UsageError for an output
+    that exists or an unknown option, StoreError for an unfinished store, RunError for a full disk.
     """
+    options = options or ExportOptions()
     target = Path(tif_path)
-    if compress not in COMPRESSIONS:
-        raise UsageError(f"compression {compress!r}; use one of {', '.join(COMPRESSIONS)}")
-    if target.exists() and (target.is_dir() or not overwrite):
+    if options.compress not in COMPRESSIONS:
+        raise UsageError(f"compression {options.compress!r}; use one of {', '.join(COMPRESSIONS)}")
+    if target.exists() and (target.is_dir() or not options.overwrite):
         raise UsageError(f"{target} exists; choose another path or use --overwrite")
     store = open_store(store_path)
-    _refuse_unfinished(store, allow_partial)
-    export = _Export(store, _array(store, array), compress, allow_partial, progress)
+    _refuse_unfinished(store, options.allow_partial)
+    array = _array(store, options.array)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tif")
     try:
         with _explained(target), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED="NO"):
-            _write(export, temporary)
-            if cog:
-                _to_cog(export, temporary)
-        _publish(temporary, target, _category_xml(store.spec) if array == "labels" else None)
+            _write(store, array, temporary, options, progress)
+            if options.cog:
+                _to_cog(temporary, options)
+        _publish(temporary, target, _category_xml(store.spec) if array.name == "labels" else None)
     finally:
         for path in target.parent.glob(f"{glob.escape(temporary.name)}*"):
             path.unlink(missing_ok=True)
@@ -104,12 +100,17 @@ def _array(store: OutputStore, name: str) -> ArraySpec:
     return found[name]
 
 
-def _write(export: _Export, path: Path) -> None:
-    store, array = export.store, export.array
+def _write(
+    store: OutputStore,
+    array: ArraySpec,
+    path: Path,
+    options: ExportOptions,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     values = store.array(array.name)
     total, written = store.spec.shape[0] * store.spec.shape[1], 0
-    done = store.done() if export.partial else None
-    with rasterio.open(path, "w", **_profile(store.spec, array, export.compress)) as tif:
+    done = store.done() if options.allow_partial else None
+    with rasterio.open(path, "w", **_profile(store.spec, array, options.compress)) as tif:
         _describe(tif, store.spec, array)
         for window in _windows(store.spec):
             rows, cols = window.rows, window.cols
@@ -118,8 +119,8 @@ def _write(export: _Export, path: Path) -> None:
                 _blank_unfinished(block, window, store.spec, done, array.fill)
             tif.write(block, 1, window=RasterWindow(cols.start, rows.start, len(cols), len(rows)))
             written += window.area
-            if export.progress is not None:
-                export.progress(written, total)
+            if progress is not None:
+                progress(written, total)
 
 
 def _profile(spec: StoreSpec, array: ArraySpec, compress: Compression) -> dict[str, Any]:
@@ -181,14 +182,14 @@ def _blank_unfinished(
                 block[part.intersect(window).within(window)] = fill
 
 
-def _to_cog(export: _Export, path: Path) -> None:
+def _to_cog(path: Path, options: ExportOptions) -> None:
     finished = path.with_name(f"{path.name}.cog.tif")
     creation: dict[str, Any] = {
-        "COMPRESS": export.compress.upper(),
+        "COMPRESS": options.compress.upper(),
         "BLOCKSIZE": TILE,
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "ALL_CPUS",
-        "OVERVIEW_RESAMPLING": "MODE" if export.array.name == "labels" else "AVERAGE",
+        "OVERVIEW_RESAMPLING": "MODE" if options.array == "labels" else "AVERAGE",
         "SPARSE_OK": "YES",
     }
     rasterio.shutil.copy(path, finished, driver="COG", **creation)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
@@ -121,16 +122,20 @@ class ObjectFiles:
         self.write(key, data)
 
     def age(self, key: str) -> float | None:
+        try:
+            then = self._fs.modified(self._path(key))
+        except (OSError, NotImplementedError):
+            return None
         probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
-        self.write(probe, b"-")
-        with self._explained(key):
-            try:
-                now, then = (self._fs.modified(self._path(k)) for k in (probe, key))
-                return float((now - then).total_seconds())
-            except (FileNotFoundError, NotImplementedError):
-                return None
-            finally:
+        try:
+            self.write(probe, b"-")
+            now = self._fs.modified(self._path(probe))
+        except TilepipeError:  # readers need not be allowed to write
+            now = datetime.now(UTC)
+        finally:
+            with contextlib.suppress(TilepipeError):
                 self.delete(probe)
+        return float((now - then).total_seconds())
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
