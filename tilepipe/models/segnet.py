@@ -1,0 +1,173 @@
+"""SegNet and SegNet-Basic: encoders whose pooling indices place the decoder's features.
+
+Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image
+Segmentation" (arXiv 1511.00561), with the layer tables of the authors' published definitions.
+
+    SegNet, width 1            encoder (VGG16)          decoder (mirrored)
+    stage 1, full size         64, 64         pool      unpool   64, classes
+    stage 2, 1/2               128, 128       pool      unpool   128, 64
+    stage 3, 1/4               256, 256, 256  pool      unpool   256, 256, 128
+    stage 4, 1/8               512, 512, 512  pool      unpool   512, 512, 256
+    stage 5, 1/16              512, 512, 512  pool      unpool   512, 512, 512
+
+Every convolution is 3x3 with padding 1, batch normalisation and ReLU; the last one gives the class scores bare.
+Legal sizes are 32n.
+
+    SegNet-Basic, width 1      64 features everywhere, 7x7 with padding 3 and batch normalisation
+    encoder                    four times: convolution, ReLU, pool
+    decoder                    four times: unpool, convolution (no bias, no ReLU)
+    classifier                 1x1 to the classes
+
+Legal sizes are 16n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilepipe.errors import GeometryError, ModelError
+
+SEGNET_STAGES: tuple[tuple[int, ...], ...] = (
+    (64, 64),
+    (128, 128),
+    (256, 256, 256),
+    (512, 512, 512),
+    (512, 512, 512),
+)
+BASIC_STAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SegNetConfig:
+    """What a SegNet or SegNet-Basic is made from."""
+
+    classes: int = 11
+    """Number of scores per pixel."""
+    bands: int = 3
+    """Number of input channels."""
+    width: float = 1.0
+    """Factor on every layer's number of features, rounded, at least 1; 1 is the published network."""
+
+    def __post_init__(self) -> None:
+        if self.classes < 1 or self.bands < 1:
+            raise ModelError(f"a SegNet of {self.bands} bands and {self.classes} classes cannot be; use 1 or more")
+        if not 0.0 < self.width <= 16.0:
+            raise ModelError(f"SegNet width {self.width} is not legal; choose a factor above 0, up to 16")
+
+    def features(self, published: int) -> int:
+        """The number of features of a layer that has `published` of them at width 1."""
+        return max(1, round(published * self.width))
+
+
+class SegNet(nn.Module):
+    """Class scores (N, classes, H, W) of images (N, bands, H, W) whose sides are multiples of 32."""
+
+    def __init__(self, config: SegNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        incoming = config.bands
+        for stage in SEGNET_STAGES:
+            widths = [incoming, *map(config.features, stage)]
+            self.encoder.append(conv_stage(widths))
+            incoming = widths[-1]
+        for stage, above in zip(SEGNET_STAGES[:0:-1], SEGNET_STAGES[-2::-1], strict=True):
+            self.decoder.append(conv_stage([*map(config.features, stage), config.features(above[-1])]))
+        last = config.features(SEGNET_STAGES[0][0])
+        self.decoder.append(conv_stage([last, last]))
+        self.classifier = nn.Conv2d(last, config.classes, 3, padding=1)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores, before any softmax."""
+        check_sides(x.shape, 32, "SegNet")
+        places = []
+        for stage in self.encoder:
+            x = stage(x)
+            size = x.shape[-2:]
+            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            places.append((indices, size))
+        for stage, (indices, size) in zip(self.decoder, reversed(places), strict=True):
+            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
+        return self.classifier(x)
+
+
+class SegNetBasic(nn.Module):
+    """Class scores (N, classes, H, W) of images (N, bands, H, W) whose sides are multiples of 16."""
+
+    def __init__(self, config: SegNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        features = config.features(64)
+        self.encoder = nn.ModuleList(
+            nn.Sequential(*conv_norm(config.bands if stage == 0 else features, features, 7), nn.ReLU(inplace=True))
+            for stage in range(BASIC_STAGES)
+        )
+        self.decoder = nn.ModuleList(nn.Sequential(*conv_norm(features, features, 7)) for _ in range(BASIC_STAGES))
+        self.classifier = nn.Conv2d(features, config.classes, 1)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores, before any softmax."""
+        check_sides(x.shape, 16, "SegNet-Basic")
+        places = []
+        for stage in self.encoder:
+            x = stage(x)
+            size = x.shape[-2:]
+            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            places.append((indices, size))
+        for stage, (indices, size) in zip(self.decoder, reversed(places), strict=True):
+            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
+        return self.classifier(x)
+
+
+def segnet(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNet:
+    """A SegNet with random weights; 29,449,355 parameters as published (11 classes, 3 bands, width 1)."""
+    return SegNet(SegNetConfig(classes, bands, width))
+
+
+def segnet_basic(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNetBasic:
+    """A SegNet-Basic with random weights; 1,416,587 parameters as published (11 classes, 3 bands, width 1)."""
+    return SegNetBasic(SegNetConfig(classes, bands, width))
+
+
+def conv_norm(incoming: int, outgoing: int, kernel: int) -> list[nn.Module]:
+    """A convolution that keeps the size, and its batch normalisation."""
+    return [nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2), nn.BatchNorm2d(outgoing)]
+
+
+def conv_stage(widths: list[int]) -> nn.Sequential:
+    """3x3 convolutions from each width to the next, each with batch normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for incoming, outgoing in pairwise(widths):
+        layers += [*conv_norm(incoming, outgoing, 3), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def initialise(network: nn.Module) -> None:
+    """Draws the convolutions' weights so that ReLU layers keep the variance (He et al., arXiv 1502.01852)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@torch.fx.wrap
+def check_sides(shape: Sequence[int], step: int, name: str) -> None:
+    """Nothing; raises GeometryError where a side of (N, C, H, W) is not a positive multiple of `step`."""
+    for axis, side in zip(("rows", "columns"), shape[-2:], strict=True):
+        if side % step or side < step:
+            below, above = side // step * step, (side // step + 1) * step
+            nearest = f"{below} and {above}" if below else f"{above}"
+            raise GeometryError(
+                f"{name} cannot take {side} {axis}; legal are multiples of {step}, nearest {nearest}"
+            )
