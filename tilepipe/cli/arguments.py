@@ -1,0 +1,128 @@
+"""From a dataclass of annotated fields to a command's options, and from where their values may come.
+
+A command that takes a parameter of such a dataclass takes all its fields as options:
+
+    @spread
+    def segment(paths: Paths, job: JobOptions, feedback: Feedback) -> None: ...
+
+A value comes from the command line, else from the environment (TILEPIPE_<OPTION>), else from the file that
+`--config` names, else from the default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+import typer
+
+from tilepipe.errors import UsageError
+
+PREFIX = "TILEPIPE_"
+
+
+def option(*names: str, help: str, panel: str, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002
+    """A typer option that also listens to the environment: --device-memory to TILEPIPE_DEVICE_MEMORY."""
+    first = names[0].split("/")[0].lstrip("-")
+    variable = PREFIX + first.upper().replace("-", "_")
+    # "[default: no-overwrite]" says nothing that the flag does not.
+    shown: dict[str, Any] = {"rich_help_panel": panel, "show_envvar": False, "show_default": "/" not in names[0]}
+    return typer.Option(*names, help=help, metavar=metavar, envvar=variable, **shown, **more)
+
+
+def spread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with each parameter of a dataclass type replaced by the dataclass's fields."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters = list(_parameters(function, hints, groups))
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        return function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _parameters(
+    function: Callable[..., Any], hints: dict[str, Any], groups: dict[str, Any]
+) -> Iterator[inspect.Parameter]:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in groups:
+            yield parameter.replace(annotation=hints[name], kind=keyword)
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            yield inspect.Parameter(field.name, keyword, default=default, annotation=types[field.name])
+
+
+def read_config(context: typer.Context, path: str | None) -> str | None:
+    """`path`, after its values became the context's defaults; the callback of an eager `--config`."""
+    if path is not None and not context.resilient_parsing:
+        legal = _legal_keys(context)
+        context.default_map = {**(context.default_map or {}), **dict(_entries(path, legal))}
+    return path
+
+
+def _legal_keys(context: typer.Context) -> set[str]:
+    """The options of the command and of `segment`: one file serves `segment` and `plan`."""
+    commands = [context.command]
+    everything = getattr(context.find_root().command, "commands", {})
+    if "segment" in everything:
+        commands.append(everything["segment"])
+    names = {
+        parameter.name
+        for command in commands
+        for parameter in command.params
+        if parameter.param_type_name == "option" and parameter.name not in (None, "config", "help")
+    }
+    return {str(name) for name in names}
+
+
+def _entries(path: str, legal: set[str]) -> Iterator[tuple[str, Any]]:
+    """(parameter, value) of each entry of a TOML file; the values as a command line would give them."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        inverse = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+        if name in legal:
+            yield name, _as_text(path, key, value)
+        elif inverse in legal and isinstance(value, bool):
+            yield inverse, not value
+        else:
+            raise UsageError(_unknown(path, key, legal))
+
+
+def _unknown(path: str, key: str, legal: set[str]) -> str:
+    import difflib
+
+    keys = sorted(name.replace("_", "-") for name in legal)
+    near = difflib.get_close_matches(key.replace("_", "-"), keys, n=1, cutoff=0.5)
+    guess = f"; the nearest is {near[0]!r}" if near else ""
+    return f"unknown key {key!r} in {path}{guess}; legal are {', '.join(keys)}"
+
+
+def _as_text(path: str, key: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, (int, float, str)) for item in value):
+        return ",".join(str(item) for item in value)
+    raise UsageError(f"{key} in {path} is a {type(value).__name__}; write text, a number, true, false or a list")

@@ -1,0 +1,202 @@
+"""`inspect` and `models`: what a network asks of tiles, and which models there are."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tilepipe.cli import show
+from tilepipe.cli.arguments import spread
+from tilepipe.cli.jobs import network_entries
+from tilepipe.cli.options import Talk
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tilepipe.checkpoint import ModelCard
+    from tilepipe.geometry import AxisGeometry, Geometry
+
+CORES = (1024, 2048, 4096)
+DISPROVED = 3
+
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A bundled model, a model file, or an architecture's name, which gets random weights.",
+    ),
+]
+Prove = Annotated[
+    bool, typer.Option("--proof/--no-proof", help="Check what was derived on the real network, in float64.")
+]
+
+
+@spread
+def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
+    """Show what a model asks of tiles.
+
+    Its card, legal sizes, reach, halo, the cost of tiles, whether exact is possible or which layer forbids it; and
+    the proof of all that on the real network. Exits with 3 where the proof fails.
+    """
+    network, card, source = load_network(model)
+    found = describe_network(network, card, source)
+    if proof:
+        found["proof"] = prove_network(network, card)
+    print(json.dumps(found) if talk.json else network_text(found, talk.verbose))
+    if proof and not found["proof"]["passed"]:
+        raise typer.Exit(DISPROVED)
+
+
+@spread
+def models(talk: Talk) -> None:
+    """List bundled models and architectures."""
+    found = {"bundled": bundled(), "architectures": architectures()}
+    print(json.dumps(found) if talk.json else models_text(found))
+
+
+def load_network(reference: str) -> tuple[nn.Module, ModelCard | None, str]:
+    """(network, card, where it comes from): a model by name or file, else an architecture with random weights."""
+    from tilepipe.checkpoint import bundled_models, load_model
+    from tilepipe.models import MODELS, build
+
+    if reference in MODELS and reference not in bundled_models() and not os.path.exists(reference):
+        return build(reference).eval(), None, f"{reference}, random weights"
+    model = load_model(reference)
+    return model.network, model.card, model.source
+
+
+def describe_network(network: nn.Module, card: ModelCard | None, source: str) -> dict[str, Any]:
+    """What `inspect` derives from a network, as JSON values."""
+    from tilepipe.job import describe_axis
+    from tilepipe.trace import geometry_of
+
+    geometry = geometry_of(network, bands_of(network, card))
+    return {
+        "model": source,
+        "card": None if card is None else asdict(card),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "network": {"rows": describe_axis(geometry.rows), "cols": describe_axis(geometry.cols)},
+        "channels": [geometry.channels_in, geometry.channels_out],
+        "exact": geometry.exact,
+        "obstacle": geometry.obstacle,
+        "tiles": tile_costs(geometry) if geometry.exact else [],
+    }
+
+
+def bands_of(network: nn.Module, card: ModelCard | None) -> int:
+    """How many bands a network takes: what its card says, else what its first layer does."""
+    if card is not None:
+        return len(card.bands)
+    return next((int(p.shape[1]) for p in network.parameters() if p.ndim == 4), 3)
+
+
+def tile_costs(geometry: Geometry) -> list[dict[str, Any]]:
+    """For some cores: the tile that carries it, and the network's pixels per pixel of the core."""
+    found = []
+    for wanted in CORES:
+        cores = [max(1, round(wanted / axis.alignment)) * axis.alignment for axis in geometry.axes]
+        tiles = [_tile(axis, core) for axis, core in zip(geometry.axes, cores, strict=True)]
+        cost = tiles[0] * tiles[1] / (cores[0] * cores[1])
+        found.append({"core": cores, "tile": tiles, "cost": round(cost, 4)})
+    return found
+
+
+def _tile(axis: AxisGeometry, core: int) -> int:
+    return axis.tile(core // axis.scale)
+
+
+def prove_network(network: nn.Module, card: ModelCard | None) -> dict[str, Any]:
+    """What checking the geometry on the real network gave, as JSON values."""
+    from tilepipe.proof import prove
+    from tilepipe.trace import geometry_of
+
+    geometry = geometry_of(network, bands_of(network, card))
+    done = prove(network, geometry)
+    return asdict(done)
+
+
+def network_text(found: dict[str, Any], verbose: bool) -> str:
+    """What `describe_network` says, for people."""
+    rows = [("model", found["model"]), *card_entries(found["card"], verbose)]
+    bands, scores = found["channels"]
+    rows.append(("size", f"{found['parameters']:,} parameters, {bands} bands to {scores} scores a pixel"))
+    rows += network_entries(found["network"])
+    rows.append(("exact", "yes" if found["exact"] else f"no: {found['obstacle']}"))
+    lines = [show.entries(rows)]
+    if found["tiles"]:
+        costs = [(show.by(t["core"]), show.by(t["tile"]), f"{t['cost']:.2f}") for t in found["tiles"]]
+        lines.append(show.table(("core", "tile", "cost"), costs, right=(2,)))
+    return "\n\n".join(lines)
+
+
+def card_entries(card: dict[str, Any] | None, verbose: bool) -> list[tuple[str, str]]:
+    """A model card as lines; all of it where `verbose`."""
+    if card is None:
+        return []
+    rows = [
+        ("network", f"{card['architecture']} {_arguments(card['arguments'])}".strip()),
+        ("classes", ", ".join(item["name"] for item in card["classes"]) or "none (regression)"),
+        ("bands", ", ".join(card["bands"])),
+        ("pixels", "any size" if card["resolution"] is None else f"{card['resolution']:g} m"),
+        ("licence", card["licence"]),
+    ]
+    if verbose:
+        rows += [(name, ", ".join(f"{value:g}" for value in card[name])) for name in ("mean", "std")]
+        rows += [("nodata", card["nodata"])]
+    made = [(str(name), _short(value)) for name, value in card["provenance"].items()]
+    if made:
+        rows.append(("made by", show.entries(made)))
+    return rows
+
+
+def _arguments(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def bundled() -> list[dict[str, Any]]:
+    """The bundled models as JSON values: name, bytes, and what their cards say."""
+    from importlib import resources
+
+    from tilepipe.checkpoint import bundled_models, load_model
+
+    found = []
+    for name in bundled_models():
+        card = load_model(name).card
+        size = len((resources.files("tilepipe") / "weights" / f"{name}.safetensors").read_bytes())
+        found.append({"name": name, "bytes": size, **asdict(card)})
+    return found
+
+
+def architectures() -> list[dict[str, str]]:
+    """Each architecture's name, and the first line of what its function says."""
+    from tilepipe.models import MODELS
+
+    return [
+        {"name": name, "about": (factory.__doc__ or "").strip().partition("\n")[0]}
+        for name, factory in sorted(MODELS.items())
+    ]
+
+
+def models_text(found: dict[str, Any]) -> str:
+    """What `models` lists, for people."""
+    blocks = []
+    for item in found["bundled"]:
+        rows = card_entries(item, verbose=False)
+        blocks.append(f"{item['name']} ({show.size(item['bytes'])})\n" + _indent(show.entries(rows)))
+    if not blocks:
+        blocks.append("no model is bundled")
+    names = show.entries((item["name"], item["about"]) for item in found["architectures"])
+    return "\n\n".join([*blocks, "architectures, for model files and `tilepipe inspect`:\n" + _indent(names)])
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,191 @@
+"""Telling of a job as it runs, on stderr: a bar on a terminal, a line now and then elsewhere, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from tilepipe.cli.show import duration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from tilepipe.pipeline import Progress
+
+EVERY = 10.0
+"""Seconds between two plain lines."""
+JSON_EVERY = 1.0
+
+
+class State(NamedTuple):
+    """How far a job is, as `tilepipe.pipeline.Progress` says it."""
+
+    done: int
+    """Units of work, those of earlier runs included."""
+    total: int
+    resumed: int
+    pixels: int
+    """Finished in this run."""
+    total_pixels: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job is called while it runs."""
+
+    verb: str = "segmenting"
+    unit: str = "blocks"
+
+
+class Teller(Protocol):
+    """Where a running job's progress and notes go."""
+
+    def __call__(self, state: Progress | State) -> None:
+        """Tells how far the job is."""
+
+    def note(self, message: str) -> None:
+        """Tells something the user should know."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def __call__(self, state: Progress | State) -> None:
+        """Nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """A plain line every ten seconds and at the end: for logs and pipes."""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._last = work, time.monotonic()
+
+    def __call__(self, state: Progress | State) -> None:
+        """A line, where the last one is long enough ago."""
+        now = time.monotonic()
+        if now - self._last >= EVERY or state.done == state.total:
+            self._last = now
+            say(sentence(state, self._work.unit))
+
+    def note(self, message: str) -> None:
+        """A line of its own."""
+        say(f"note: {message}")
+
+
+class JsonLines:
+    """One JSON object per event and line, at most one of progress per second: for machines."""
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    def __call__(self, state: Progress | State) -> None:
+        """A progress event, where the last one is long enough ago."""
+        now = time.monotonic()
+        if now - self._last >= JSON_EVERY or state.done == state.total:
+            self._last = now
+            fields = {name: getattr(state, name) for name in State._fields}
+            log_event("progress", **fields, rate=rate(state), seconds_left=seconds_left(state))
+
+    def note(self, message: str) -> None:
+        """A note event."""
+        log_event("note", message=message)
+
+
+class Terminal:
+    """A bar of blocks with megapixels per second and the time left."""
+
+    def __init__(self, work: Work, bar: Bar) -> None:
+        self._work, self._bar = work, bar
+        self._task = bar.add_task("starting", total=None, unit=work.unit, speed="", left="", resumed="")
+
+    def __call__(self, state: Progress | State) -> None:
+        """Moves the bar."""
+        left = seconds_left(state)
+        self._bar.update(
+            self._task,
+            description=self._work.verb,
+            completed=state.done,
+            total=state.total,
+            speed=f"{rate(state):.2f} Mpx/s" if state.pixels else "",
+            left="" if left is None else f"{duration(left)} left",
+            resumed=f"{state.resumed} resumed" if state.resumed else "",
+        )
+
+    def note(self, message: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(f"tilepipe: note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def teller(quiet: bool, log_json: bool, work: Work | None = None) -> Iterator[Teller]:
+    """The way of telling that the options and stderr call for."""
+    work = work or Work()
+    if log_json:
+        yield JsonLines()
+    elif quiet:
+        yield Silent()
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            yield Terminal(work, bar)
+    else:
+        yield Lines(work)
+
+
+def _bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[resumed]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def rate(state: Progress | State) -> float:
+    """Megapixels per second of this run."""
+    return state.pixels / 1e6 / state.seconds if state.seconds > 0 else 0.0
+
+
+def seconds_left(state: Progress | State) -> float | None:
+    """Seconds until the end at this run's pace; None before there is one."""
+    if not state.pixels or not state.seconds:
+        return None
+    return (state.total_pixels - state.pixels) * state.seconds / state.pixels
+
+
+def sentence(state: Progress | State, unit: str) -> str:
+    """How far a job is, in words."""
+    words = [f"{state.done} of {state.total} {unit}"]
+    if state.resumed:
+        words.append(f"{state.resumed} from earlier runs")
+    left = seconds_left(state)
+    if left is not None:
+        words.append(f"{rate(state):.2f} Mpx/s")
+        if state.done < state.total:
+            words.append(f"{duration(left)} left")
+    return ", ".join(words)
+
+
+def say(message: str) -> None:
+    """A line on stderr, under the program's name."""
+    print(f"tilepipe: {message}", file=sys.stderr, flush=True)
+
+
+def log_event(event: str, **fields: Any) -> None:
+    """One JSON object on a line of stderr."""
+    print(json.dumps({"event": event, "time": time.time(), **fields}), file=sys.stderr, flush=True)

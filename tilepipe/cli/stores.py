@@ -1,0 +1,202 @@
+"""`status`, `export` and `ingest`: what becomes of an output, and an input made ready."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tilepipe.cli import show
+from tilepipe.cli.arguments import spread
+from tilepipe.cli.jobs import Paths, class_table, disagreement, split_paths
+from tilepipe.cli.options import LongTalk, Overwrite, Talk
+from tilepipe.cli.progress import State, Teller, Work, teller
+
+if TYPE_CHECKING:
+    from tilepipe.store import OutputStore
+
+StorePath = Annotated[
+    str, typer.Argument(metavar="OUT.zarr", show_default=False, help="A store that `tilepipe segment` wrote.")
+]
+TifPath = Annotated[
+    str,
+    typer.Argument(metavar="FILE.tif", show_default=False, help="The GeoTIFF to write; it appears when whole."),
+]
+ArrayName = Annotated[str, typer.Option("--array", metavar="labels|confidence", help="Which map.")]
+Compress = Annotated[str, typer.Option("--compress", metavar="deflate|zstd|lzw|none", help="How to compress it.")]
+Cog = Annotated[bool, typer.Option("--cog", help="A Cloud Optimized GeoTIFF, with overviews.")]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")
+]
+
+NoData = Annotated[
+    float | None, typer.Option("--nodata", metavar="VALUE", help="The pixel value that means no data.")
+]
+
+
+@spread
+def status(store: StorePath, talk: Talk) -> None:
+    """Show how far a label map is.
+
+    Blocks, classes with shares and areas, disagreement of tiles, who writes to it, the settings.
+    """
+    from tilepipe.store import open_store
+
+    found = describe_store(open_store(store))
+    print(json.dumps(found) if talk.json else status_text(found, talk.verbose))
+
+
+@spread
+def export(
+    store: StorePath,
+    file: TifPath,
+    talk: Talk,
+    array: ArrayName = "labels",
+    compress: Compress = "deflate",
+    cog: Cog = False,
+    partial: Partial = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a label map as GeoTIFF.
+
+    With the classes' names and colours.
+    """
+    from tilepipe.export import ExportOptions, export_geotiff
+
+    choices: dict[str, Any] = {"array": array, "compress": compress}
+    options = ExportOptions(**choices, cog=cog, allow_partial=partial, overwrite=overwrite)
+    path = export_geotiff(store, file, options)
+    size = path.stat().st_size
+    print(json.dumps({"file": str(path), "bytes": size}) if talk.json else f"{path}: {show.size(size)}")
+
+
+@spread
+def ingest(paths: Paths, talk: LongTalk, nodata: NoData = None, overwrite: Overwrite = False) -> None:
+    """Copy rasters into zarr chunks.
+
+    INPUT, read as one mosaic, becomes OUTPUT.zarr, whose windows read fast: for sources that are slow to read in
+    windows or far away, and are segmented more than once.
+    """
+    from tilepipe.ingest import ingest as copy
+    from tilepipe.raster import open_raster
+
+    inputs, output = split_paths(paths)
+    source = open_raster(inputs, nodata=nodata)
+    started = time.perf_counter()
+    with teller(talk.quiet, talk.log_json, Work("staging", "Mpx")) as tell:
+        staged = copy(source, output, progress=_Staging(tell), overwrite=overwrite)
+    info, seconds = staged.info, time.perf_counter() - started
+    found = {
+        "output": output,
+        "shape": list(info.shape),
+        "bands": info.bands,
+        "dtype": info.dtype,
+        "chunk": list(info.block_shape),
+        "seconds": seconds,
+    }
+    words = f"{show.by(info.shape)} pixels, {info.bands} bands, {info.dtype}, chunks {show.by(info.block_shape)}"
+    print(json.dumps(found) if talk.json else f"{output}: {words}, in {show.duration(seconds)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """Tells of pixels staged as a job tells of its blocks."""
+
+    tell: Teller
+    started: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, done: int, total: int) -> None:
+        finished, whole = (-(-pixels // 10**6) for pixels in (done, total))
+        self.tell(State(finished, whole, 0, done, total, time.perf_counter() - self.started))
+
+
+def describe_store(store: OutputStore) -> dict[str, Any]:
+    """What `status` shows, as JSON values."""
+    spec, state = store.spec, store.status()
+    return {
+        "store": store.path,
+        "shape": list(spec.shape),
+        "blocks": state.blocks,
+        "done": state.done,
+        "classes": dict(zip((c.name for c in spec.classes), state.counts, strict=True)),
+        "nodata": state.nodata,
+        "pixel_area": pixel_area(store),
+        "overlapped": state.compared,
+        "disagreed": state.differing,
+        "seconds": dict(state.seconds),
+        "writer": writer(store),
+        "settings": dict(spec.settings),
+    }
+
+
+def pixel_area(store: OutputStore) -> float | None:
+    """Square metres of a pixel, at the map's centre; None without CRS and transform."""
+    from tilepipe.rasterinfo import RasterInfo, pixel_size_m
+
+    spec = store.spec
+    info = RasterInfo(
+        store.path, spec.shape, ("uint8",), (None,), ("gray",), (None,), spec.crs_wkt, spec.transform
+    )
+    size = pixel_size_m(info)
+    return None if size is None else size[0] * size[1]
+
+
+def writer(store: OutputStore) -> dict[str, Any] | None:
+    """Who holds the store's lease, and why it no longer counts where it does not; None where nobody does."""
+    from tilepipe.lease import KEY, Owner, stale_reason
+
+    data = store.files.read(KEY)
+    if data is None:
+        return None
+    try:
+        owner = str(Owner(**json.loads(data)))
+    except (ValueError, TypeError):
+        owner = "an unknown process"
+    return {"owner": owner, "stale": stale_reason(store.files, data)}
+
+
+def status_text(found: dict[str, Any], verbose: bool) -> str:
+    """What `describe_store` says, for people."""
+    settings = found["settings"]
+    rows = [
+        ("store", f"{found['store']}: {show.by(found['shape'])} pixels"),
+        ("blocks", f"{found['done']} of {found['blocks']} done{_remark(found)}"),
+        ("writer", _writer_text(found["writer"])),
+        ("made from", f"{settings.get('raster', 'unknown')}"),
+        ("by", _settings_text(settings)),
+    ]
+    if found["seconds"]:
+        spent = (f"{name} {show.duration(seconds)}" for name, seconds in sorted(found["seconds"].items()))
+        rows.append(("spent", ", ".join(spent)))
+    if found["overlapped"]:
+        rows.append(("blending", disagreement(found["disagreed"], found["overlapped"])))
+    lines = [show.entries(rows)]
+    if found["done"]:
+        lines.append(class_table(found["classes"], found["nodata"], found["pixel_area"]))
+    if verbose:
+        lines.append(json.dumps(settings, indent=2))
+    return "\n\n".join(lines)
+
+
+def _remark(found: dict[str, Any]) -> str:
+    if found["done"] == found["blocks"]:
+        return ""
+    return "; the `tilepipe segment` command that made it finishes it"
+
+
+def _writer_text(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "nobody"
+    return found["owner"] if found["stale"] is None else f"nobody; left by {found['owner']}, {found['stale']}"
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    plan, model = settings.get("plan", {}), settings.get("model", {})
+    words = [f"model {model.get('source', 'unknown')}"]
+    if plan:
+        words.append(f"{plan['stitch']} stitching, tiles of {plan['rows']['tile']} x {plan['cols']['tile']}")
+    words += [str(settings[name]) for name in ("precision", "device") if name in settings]
+    return ", ".join(words)
