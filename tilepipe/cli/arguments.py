@@ -28,9 +28,17 @@ def option(*names: str, help: str, panel: str, metavar: str | None = None, **mor
     """A typer option that also listens to the environment: --device-memory to TILEPIPE_DEVICE_MEMORY."""
     first = names[0].split("/")[0].lstrip("-")
     variable = PREFIX + first.upper().replace("-", "_")
-    # "[default: no-overwrite]" says nothing that the flag does not.
-    shown: dict[str, Any] = {"rich_help_panel": panel, "show_envvar": False, "show_default": "/" not in names[0]}
-    return typer.Option(*names, help=help, metavar=metavar, envvar=variable, **shown, **more)
+    given = {
+        "help": help,
+        "metavar": metavar,
+        "envvar": variable,
+        "show_envvar": False,
+        "rich_help_panel": panel,
+        # "[default: no-overwrite]" says nothing that the flag does not.
+        "show_default": "/" not in names[0],
+    }
+    make: Callable[..., Any] = typer.Option
+    return make(*names, **given, **more)
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:

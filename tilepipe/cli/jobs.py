@@ -119,7 +119,7 @@ def plan_text(job: dict[str, Any], verbose: bool) -> str:
         ("model", f"{model['source']}: {len(model['classes'])} classes ({', '.join(model['classes'])})"),
         *network_entries(job["network"]),
         ("stitching", stitching),
-        ("tiles", f"{job['tiles']} of {show.by(job['tile'])}, core {show.by(job['core'])}, {_halo(job['halo'])}"),
+        ("tiles", _tiles(job)),
         ("blocks", f"{job['blocks']} of {show.by(job['block'])}, chunks {show.by(job['chunk'])}"),
         ("overhead", f"{job['overhead']:.2f} network pixels per raster pixel"),
         ("device", f"{job['device']}, {job['precision']}"),
@@ -158,8 +158,14 @@ def _pair(values: list[int]) -> str:
     return str(values[0]) if values[0] == values[1] else f"{values[0]} before and {values[1]} after"
 
 
-def _halo(halo: list[list[int]]) -> str:
-    rows, cols = halo
+def _tiles(job: dict[str, Any]) -> str:
+    text = f"{job['tiles']} of {show.by(job['tile'])}, "
+    if job["stitch"] == "blend":
+        return text + f"overlap {show.by([sum(halo) for halo in job['halo']])}"
+    return text + f"core {show.by(job['core'])}, {_halo(*job['halo'])}"
+
+
+def _halo(rows: list[int], cols: list[int]) -> str:
     if not any(rows + cols):
         return "no halo"
     return f"halo {_pair(rows)}" if rows == cols else f"halo {_pair(rows)} (rows), {_pair(cols)} (columns)"

@@ -13,6 +13,7 @@ from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
 from tilepipe.cli.jobs import network_entries
 from tilepipe.cli.options import Talk
+from tilepipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +42,21 @@ def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
     """Show what a model asks of tiles.
 
     Its card, legal sizes, reach, halo, the cost of tiles, whether exact is possible or which layer forbids it; and
-    the proof of all that on the real network. Exits with 3 where the proof fails.
+    the proof of all that on the real network. Exits with 3 where the proof fails. With -v also each layer.
     """
+    from tilepipe.trace import geometry_of
+
     network, card, source = load_network(model)
-    found = describe_network(network, card, source)
+    geometry = geometry_of(network, bands_of(network, card))
+    found = {
+        "model": source,
+        "card": None if card is None else asdict(card),
+        **describe_network(network, geometry),
+    }
+    if talk.verbose:
+        found["layers"] = layers(network, geometry)
     if proof:
-        found["proof"] = prove_network(network, card)
+        found["proof"] = prove_network(network, geometry)
     print(json.dumps(found) if talk.json else network_text(found, talk.verbose))
     if proof and not found["proof"]["passed"]:
         raise typer.Exit(DISPROVED)
@@ -66,19 +76,19 @@ def load_network(reference: str) -> tuple[nn.Module, ModelCard | None, str]:
 
     if reference in MODELS and reference not in bundled_models() and not os.path.exists(reference):
         return build(reference).eval(), None, f"{reference}, random weights"
+    if reference not in bundled_models() and not os.path.exists(reference):
+        bundled = ", ".join(bundled_models()) or "none"
+        legal = f"bundled are {bundled}, architectures are {', '.join(sorted(MODELS))}"
+        raise ModelError(f"{reference} is no model file, bundled model or architecture; {legal}")
     model = load_model(reference)
     return model.network, model.card, model.source
 
 
-def describe_network(network: nn.Module, card: ModelCard | None, source: str) -> dict[str, Any]:
-    """What `inspect` derives from a network, as JSON values."""
+def describe_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
+    """What was derived from a network, as JSON values."""
     from tilepipe.job import describe_axis
-    from tilepipe.trace import geometry_of
 
-    geometry = geometry_of(network, bands_of(network, card))
     return {
-        "model": source,
-        "card": None if card is None else asdict(card),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "network": {"rows": describe_axis(geometry.rows), "cols": describe_axis(geometry.cols)},
         "channels": [geometry.channels_in, geometry.channels_out],
@@ -86,6 +96,16 @@ def describe_network(network: nn.Module, card: ModelCard | None, source: str) ->
         "obstacle": geometry.obstacle,
         "tiles": tile_costs(geometry) if geometry.exact else [],
     }
+
+
+def layers(network: nn.Module, geometry: Geometry) -> list[dict[str, Any]]:
+    """Each layer's name, operator, size, and which of its outputs an aligned core needs, as JSON values."""
+    from tilepipe.trace import layer_table
+
+    sizes = [
+        axis.sizes.ceil(axis.alignment) if axis.sizes.step else axis.sizes.minimums[0] for axis in geometry.axes
+    ]
+    return [asdict(row) for row in layer_table(network, geometry, (sizes[0], sizes[1]))]
 
 
 def bands_of(network: nn.Module, card: ModelCard | None) -> int:
@@ -110,14 +130,11 @@ def _tile(axis: AxisGeometry, core: int) -> int:
     return axis.tile(core // axis.scale)
 
 
-def prove_network(network: nn.Module, card: ModelCard | None) -> dict[str, Any]:
+def prove_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
     """What checking the geometry on the real network gave, as JSON values."""
     from tilepipe.proof import prove
-    from tilepipe.trace import geometry_of
 
-    geometry = geometry_of(network, bands_of(network, card))
-    done = prove(network, geometry)
-    return asdict(done)
+    return asdict(prove(network, geometry))
 
 
 def network_text(found: dict[str, Any], verbose: bool) -> str:
@@ -131,7 +148,22 @@ def network_text(found: dict[str, Any], verbose: bool) -> str:
     if found["tiles"]:
         costs = [(show.by(t["core"]), show.by(t["tile"]), f"{t['cost']:.2f}") for t in found["tiles"]]
         lines.append(show.table(("core", "tile", "cost"), costs, right=(2,)))
+    if "layers" in found:
+        lines.append(layer_text(found["layers"]))
     return "\n\n".join(lines)
+
+
+def layer_text(rows: list[dict[str, Any]]) -> str:
+    """The layers, and which of their rows and columns an aligned core needs."""
+    words = [
+        (row["name"], row["operator"], show.by(row["size"]), *(_interval(need) for need in row["need"]))
+        for row in rows
+    ]
+    return show.table(("layer", "operator", "size", "rows needed", "columns needed"), words)
+
+
+def _interval(need: dict[str, int] | None) -> str:
+    return "-" if need is None else f"{need['start']}:{need['stop']}"
 
 
 def card_entries(card: dict[str, Any] | None, verbose: bool) -> list[tuple[str, str]]:
