@@ -11,7 +11,7 @@ import rasterio
 import rioxarray  # noqa: F401 - gives xarray its .rio
 import xarray as xr
 from pyproj import CRS
-from rasterio.crs import CRS as RasterioCRS
+from rasterio import crs as rasterio_crs
 from stores import CLASSES, TRANSFORM, UTM, make_spec, make_store
 
 from tilepipe.attributes import flag_meanings
@@ -35,7 +35,7 @@ def test_xarray_finds_crs_transform_nodata_and_classes(tmp_path: Path) -> None:
     path = tmp_path / "out.zarr"
     whole = make_store(path, make_spec(confidence=True, probabilities="float16"))
     found = dataset(path)
-    assert found.rio.crs == RasterioCRS.from_epsg(32632)
+    assert found.rio.crs == rasterio_crs.CRS.from_epsg(32632)
     for name, values in whole.items():
         assert found[name].dtype == values.dtype
         np.testing.assert_array_equal(found[name].values, values)
@@ -79,7 +79,7 @@ def test_all_attributes_that_readers_need_are_on_the_array(tmp_path: Path) -> No
 
 
 def test_a_geographic_crs_gives_latitude_and_longitude(tmp_path: Path) -> None:
-    wkt = RasterioCRS.from_epsg(4326).to_wkt()
+    wkt = rasterio_crs.CRS.from_epsg(4326).to_wkt()
     make_store(tmp_path / "o.zarr", make_spec(crs_wkt=wkt, transform=(0.1, 0, 5, 0, -0.1, 50)))
     found = dataset(tmp_path / "o.zarr")
     assert found["x"].attrs["standard_name"] == "longitude"
@@ -140,6 +140,6 @@ def test_rasterio_reads_an_unsharded_store(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "o.zarr", make_spec(shards=False))
     with rasterio.open(f'ZARR:"{tmp_path / "o.zarr"}":/labels') as found:
         np.testing.assert_array_equal(found.read(1), whole["labels"])
-        assert found.crs == RasterioCRS.from_wkt(UTM)
+        assert found.crs == rasterio_crs.CRS.from_wkt(UTM)
         assert tuple(found.transform)[:6] == TRANSFORM
         assert found.nodata == 255

@@ -119,9 +119,12 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=BEAT)
         atexit.unregister(self.release)
-        with contextlib.suppress(TilepipeError), self._files.locked(LOCK):
+        with contextlib.suppress(TilepipeError):
+            # Looking first keeps the lock from bringing a deleted store's folder back.
             if held_by(self._files, self.owner.token):
-                self._files.delete(KEY)
+                with self._files.locked(LOCK):
+                    if held_by(self._files, self.owner.token):
+                        self._files.delete(KEY)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):

@@ -317,7 +317,8 @@ def _is_ours(files: Files) -> bool:
     data = files.read(ROOT)
     if data is not None and b'"tilepipe"' in data:
         return True
-    return bool(files.names(STATE))
+    folder, state = STATE.split("/")
+    return bool(files.names(STATE)) or (files.names("") == [folder] and files.names(folder) in ([], [state]))
 
 
 def _refuse_foreign(files: Files) -> None:
@@ -345,6 +346,7 @@ def _clear(files: Files) -> None:
         files.delete(f"{STATE}/{row}")
     files.settle([f"{STATE}/-"] if files.names(STATE) else [])
     files.delete(ROOT)
+    files.settle([ROOT])
     files.delete(TEMPORARY)
     for name in files.names("labels"):
         if f"labels/{name}" != STATE:
