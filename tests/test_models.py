@@ -163,12 +163,12 @@ def test_width_scales_every_layer(name, width):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ModelError, match="unknown architecture 'unet'.*segnet, segnet-basic"):
+    with pytest.raises(ModelError, match=r"unknown architecture 'unet'.*segnet, segnet-basic"):
         build("unet")
-    with pytest.raises(ModelError, match="no argument 'depth'.*classes, bands, width"):
+    with pytest.raises(ModelError, match=r"no argument 'depth'.*classes, bands, width"):
         build("segnet", depth=3)
     for wrong in ({"width": 0}, {"width": float("nan")}, {"classes": 0}, {"bands": -1}):
-        with pytest.raises(ModelError, match="legal|cannot"):
+        with pytest.raises(ModelError, match=r"legal|cannot"):
             build("segnet", **wrong)
 
 

@@ -139,7 +139,7 @@ class ModelCard:
         """The card that `to_json` wrote; raises ModelError for anything else."""
         told = parse_json(text, "model card")
         version = told.get("format_version")
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise ModelError(f"model format {version!r} is unknown; this version reads {FORMAT_VERSION}")
         legal = {field.name for field in fields(cls)}
         if told.keys() != legal:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.checkpoint import ClassInfo, ModelCard, save_model
-from tilepipe.models import build
+from tilepipe.models.segnet import SegNet, segnet
 from tilepipe.scene import CLASSES, PIXEL_SIZE, Scene, synthetic_scene
 
 TRAINING_SEEDS = 1_000_000
@@ -32,7 +32,7 @@ EVALUATION_SIDE = 1024
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="model file to write (.safetensors)")
-    parser.add_argument("--steps", type=int, default=2600, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
     parser.add_argument("--width", type=float, default=0.125, help="factor on SegNet's features")
     parser.add_argument("--scenes", type=int, default=120, help="number of training scenes")
     parser.add_argument("--side", type=int, default=640, help="sides of a training scene, in pixels")
@@ -122,6 +122,40 @@ def card(
     )
 
 
+class Hints:
+    """Extra classifiers on the inner stages, used in training alone.
+
+    A SegNet hands only pooling indices past its bottleneck, so errors at full size reach the inner layers late. Each
+    stage's features are therefore classified too, against the labels sampled at that stage's scale.
+    """
+
+    def __init__(self, network: SegNet) -> None:
+        stages = [*network.encoder[1:], *network.decoder[:-1]]
+        self.features: list[Tensor] = []
+        self.heads = nn.ModuleList()
+        for stage in stages:
+            stage.register_forward_hook(lambda _module, _inputs, output: self.features.append(output))
+            widths = [layer.out_channels for layer in stage if isinstance(layer, nn.Conv2d)]
+            self.heads.append(nn.Conv2d(widths[-1], network.config.classes, 1))
+
+    def loss(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The mean loss of all stages for the pass that was made last."""
+        total = torch.zeros(())
+        for head, features in zip(self.heads, self.features, strict=True):
+            scale = labels.shape[-1] // features.shape[-1]
+            sampled = labels[:, scale // 2 :: scale, scale // 2 :: scale]
+            total = total + F.cross_entropy(head(features), sampled, weights)
+        self.features.clear()
+        return total / len(self.heads)
+
+
+def class_weights(scenes: list[Scene]) -> Tensor:
+    """The inverse square root of each class's share, so that roofs and roads count; their mean is 1."""
+    counts = sum(np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) for scene in scenes)
+    weights = torch.tensor(counts, dtype=torch.float32).rsqrt()
+    return weights / weights.mean()
+
+
 def train(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -131,16 +165,19 @@ def train(options: argparse.Namespace) -> None:
     ]
     held_out = [synthetic_scene((EVALUATION_SIDE, EVALUATION_SIDE), seed) for seed in HELD_OUT]
     mean, std = statistics(scenes)
-    network = build("segnet", classes=len(CLASSES), bands=3, width=options.width)
+    weights = class_weights(scenes)
+    network = segnet(classes=len(CLASSES), bands=3, width=options.width)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.rate, options.steps, pct_start=0.2)
+    hints = Hints(network)
+    parameters = [*network.parameters(), *hints.heads.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.rate, options.steps, pct_start=0.08)
     began, loss_sum = time.monotonic(), 0.0
     for step in range(1, options.steps + 1):
         images, labels = batch(scenes, options, random)
-        loss = F.cross_entropy(network(normalise(images, mean, std)), labels)
+        loss = F.cross_entropy(network(normalise(images, mean, std)), labels, weights)
         optimiser.zero_grad()
-        loss.backward()
+        (loss + hints.loss(labels, weights)).backward()
         optimiser.step()
         schedule.step()
         loss_sum += loss.item()
@@ -149,6 +186,7 @@ def train(options: argparse.Namespace) -> None:
             loss_sum = 0.0
         if step % options.every == 0 or step == options.steps:
             ious = score(network, held_out, mean, std)
+            hints.features.clear()
             told = ", ".join(f"{name} {iou:.3f}" for (name, _), iou in zip(CLASSES, ious, strict=True))
             print(f"step {step}: mean IoU {np.mean(ious):.4f} ({told})", flush=True)
             save_model(options.output, network, card(options, step, mean, std, ious), half=True)
