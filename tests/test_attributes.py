@@ -135,7 +135,7 @@ def test_flag_meanings_are_distinct_words() -> None:
 
 
 def test_rasterio_reads_an_unsharded_store(tmp_path: Path) -> None:
-    if rasterio.__gdal_version__.split(".")[:2] < ["3", "12"] or len(rasterio.__gdal_version__.split(".")[1]) < 2:
+    if tuple(map(int, rasterio.__gdal_version__.split(".")[:2])) < (3, 12):
         pytest.skip(f"GDAL {rasterio.__gdal_version__} reads no zarr version 3; 3.12 does")
     whole = make_store(tmp_path / "o.zarr", make_spec(shards=False))
     with rasterio.open(f'ZARR:"{tmp_path / "o.zarr"}":/labels') as found:

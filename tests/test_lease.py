@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from stores import block_maps, expected, make_spec
 
-from tilepipe import lease as leases
-from tilepipe.durable import LocalFiles, files_at
+import tilepipe.lease as leases
+from tilepipe.durable import LocalFiles
 from tilepipe.errors import StoreBusyError
 from tilepipe.lease import KEY, Owner, acquire, check, held_by
+from tilepipe.objects import files_at
 from tilepipe.store import create_or_resume
 
 # Children are forked, since starting hundreds of them anew would take minutes; they use no library with threads.

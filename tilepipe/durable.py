@@ -15,7 +15,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import time
 import uuid
@@ -81,18 +80,6 @@ class Files(Protocol):
 
     def clean(self) -> int:
         """Delete temporary files; returns how many there were."""
-
-
-def files_at(path: str | os.PathLike[str]) -> Files:
-    """The files below a folder, or below a URL that fsspec knows, such as s3://bucket/out.zarr."""
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        return LocalFiles(text.removeprefix("file://"))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", text):
-        from tilepipe.objects import ObjectFiles
-
-        return ObjectFiles(text)
-    return LocalFiles(text)
 
 
 def explain(error: OSError, path: object) -> TilepipeError:

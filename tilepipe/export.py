@@ -10,18 +10,22 @@ import contextlib
 import glob
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
+from zlib import crc32
 
+import numpy as np
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
@@ -74,9 +78,12 @@ def export_geotiff(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tif")
     try:
         with _explained(target), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED="NO"):
-            _write(store, array, temporary, options, progress)
+            checksum = _write(store, array, temporary, options, progress)
             if options.cog:
                 _to_cog(temporary, options)
+            # GDAL writes late, and says nothing of a disk that is full when it closes the file.
+            if _checksum(temporary, store.spec) != checksum:
+                raise RunError(f"{target}: not written whole; free some space and run the same command again")
         _publish(temporary, target, _category_xml(store.spec) if array.name == "labels" else None)
     finally:
         for path in target.parent.glob(f"{glob.escape(temporary.name)}*"):
@@ -106,9 +113,10 @@ def _write(
     path: Path,
     options: ExportOptions,
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> int:
+    """The checksum of what was written, as `_checksum` reads it back."""
     values = store.array(array.name)
-    total, written = store.spec.shape[0] * store.spec.shape[1], 0
+    total, written, checksum = store.spec.shape[0] * store.spec.shape[1], 0, 0
     done = store.done() if options.allow_partial else None
     with rasterio.open(path, "w", **_profile(store.spec, array, options.compress)) as tif:
         _describe(tif, store.spec, array)
@@ -117,10 +125,24 @@ def _write(
             block = values[rows.start : rows.stop, cols.start : cols.stop]
             if done is not None:
                 _blank_unfinished(block, window, store.spec, done, array.fill)
-            tif.write(block, 1, window=RasterWindow(cols.start, rows.start, len(cols), len(rows)))
+            tif.write(block, 1, window=_raster_window(window))
+            checksum = crc32(np.ascontiguousarray(block).data, checksum)
             written += window.area
             if progress is not None:
                 progress(written, total)
+    return checksum
+
+
+def _checksum(path: Path, spec: StoreSpec) -> int:
+    checksum = 0
+    with rasterio.open(path, num_threads="ALL_CPUS") as tif:
+        for window in _windows(spec):
+            checksum = crc32(tif.read(1, window=_raster_window(window)), checksum)
+    return checksum
+
+
+def _raster_window(window: Window) -> RasterWindow:
+    return RasterWindow(window.cols.start, window.rows.start, len(window.cols), len(window.rows))
 
 
 def _profile(spec: StoreSpec, array: ArraySpec, compress: Compression) -> dict[str, Any]:
@@ -227,14 +249,19 @@ def _publish(temporary: Path, target: Path, sidecar: bytes | None) -> None:
 @contextlib.contextmanager
 def _explained(target: Path) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            # A map without georeference is what its raster was; that was said when it was made.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            yield
     except OSError as error:
         if error.errno is not None:
             raise explain(error, target) from error
-        raise RunError(f"{target}: {_line(error)}; free space or choose another path") from error
-    except RasterioError as error:
-        raise RunError(f"{target}: {_line(error)}; free space or choose another path") from error
+        raise RunError(f"{target}: {_line(error)}; free some space or choose another path") from error
+    except (RasterioError, CPLE_BaseError) as error:
+        raise RunError(f"{target}: {_line(error)}; free some space or choose another path") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    # rasterio's own message refers to GDAL's.
+    error = error.__cause__ or error
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,8 +14,18 @@ from typing import Any
 
 import fsspec
 
-from tilepipe.durable import TEMPORARY
+from tilepipe.durable import TEMPORARY, Files, LocalFiles
 from tilepipe.errors import RunError, StoreError, TilepipeError
+
+
+def files_at(path: str | os.PathLike[str]) -> Files:
+    """The files below a folder, or below a URL that fsspec knows, such as s3://bucket/out.zarr."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return LocalFiles(text.removeprefix("file://"))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", text):
+        return ObjectFiles(text)
+    return LocalFiles(text)
 
 
 class ObjectFiles:

@@ -32,9 +32,10 @@ from tilepipe.attributes import (
     has_axes,
     spatial_ref_attributes,
 )
-from tilepipe.durable import STATE, TEMPORARY, Files, files_at
+from tilepipe.durable import STATE, TEMPORARY, Files
 from tilepipe.errors import StoreError
 from tilepipe.lease import Lease, acquire, check
+from tilepipe.objects import files_at
 from tilepipe.records import EMPTY, Record, read_records, record_key, record_rows
 from tilepipe.shards import array_json, encode_block, encode_chunk, group_json
 from tilepipe.spec import ARRAYS, ArraySpec, StoreSpec, differences
@@ -168,8 +169,9 @@ class OutputStore:
         (by stage) and `disagreement` (differing, compared).
         """
         window = self.spec.block_window(index)
-        counts = label_counts(self._checked("labels", maps.labels, window.shape), len(self.spec.classes))
-        if sum(counts) + int(np.count_nonzero(maps.labels == self.spec.nodata)) != window.area:
+        found = label_counts(self._checked("labels", maps.labels, window.shape))
+        counts = found[: len(self.spec.classes)]
+        if sum(counts) + found[self.spec.nodata] != window.area:
             raise StoreError(
                 f"block {tuple(index)} has labels beyond its {len(counts)} classes; legal are 0 to "
                 f"{len(counts) - 1} and {self.spec.nodata} (nodata)"
@@ -279,8 +281,8 @@ class OutputStore:
         return zarr.open_array(self.files.location, path=name, mode="r", zarr_format=3)
 
 
-def label_counts(labels: NDArray[Any], classes: int) -> tuple[int, ...]:
-    """How many pixels have each label 0..classes-1; other labels are not counted.
+def label_counts(labels: NDArray[Any]) -> tuple[int, ...]:
+    """How many pixels of a uint8 or uint16 array have each value that its dtype has.
 
     Bytes are counted in pairs, half as many look-ups, over strips that stay in cache.
     """
@@ -294,7 +296,7 @@ def label_counts(labels: NDArray[Any], classes: int) -> tuple[int, ...]:
         total = table.sum(axis=0) + table.sum(axis=1)
         if flat.size % 2:
             total[flat[-1]] += 1
-    return tuple(int(n) for n in total[:classes])
+    return tuple(total.tolist())
 
 
 def _stored_spec(files: Files) -> StoreSpec | None:
