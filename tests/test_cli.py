@@ -28,6 +28,7 @@ from tilepipe.cli.options import JobOptions
 from tilepipe.errors import InputError, Interrupted, RunError, StoreBusyError, UsageError
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
+from tilepipe.proof import Check, Proof
 
 README = Path(__file__).parent.parent / "README.md"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -443,6 +444,16 @@ def test_inspect_says_what_a_model_asks(files: Path) -> None:
     assert found["proof"]["passed"] is True
     assert [tile["core"][0] for tile in found["tiles"]] == [1024, 2048, 4096]
     assert found["card"]["classes"][1]["name"] == "sea"
+
+
+def test_inspect_exits_with_3_where_the_proof_fails(files: Path, monkeypatch) -> None:
+    found = Proof((Check("poison", "rows 1:2 changed", ok=False), Check("congruence", "equal", ok=True)), seed=0)
+    monkeypatch.setattr("tilepipe.proof.prove", lambda network, geometry: found)
+    result = run("inspect", files / "net.safetensors")
+    assert result.exit_code == 3
+    assert "FAILED: 1 of 2" in result.output
+    assert "rows 1:2 changed" in result.output
+    assert "Traceback" not in result.output
 
 
 def test_inspect_knows_architectures_without_weights() -> None:

@@ -55,10 +55,10 @@ def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
     }
     if talk.verbose:
         found["layers"] = layers(network, geometry)
-    if proof:
+    if proof and geometry.exact:
         found["proof"] = prove_network(network, geometry)
     print(json.dumps(found) if talk.json else network_text(found, talk.verbose))
-    if proof and not found["proof"]["passed"]:
+    if "proof" in found and not found["proof"]["passed"]:
         raise typer.Exit(DISPROVED)
 
 
@@ -134,7 +134,8 @@ def prove_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
     """What checking the geometry on the real network gave, as JSON values."""
     from tilepipe.proof import prove
 
-    return asdict(prove(network, geometry))
+    done = prove(network, geometry)
+    return {"passed": done.ok, **asdict(done)}
 
 
 def network_text(found: dict[str, Any], verbose: bool) -> str:
@@ -144,6 +145,8 @@ def network_text(found: dict[str, Any], verbose: bool) -> str:
     rows.append(("size", f"{found['parameters']:,} parameters, {bands} bands to {scores} scores a pixel"))
     rows += network_entries(found["network"])
     rows.append(("exact", "yes" if found["exact"] else f"no: {found['obstacle']}"))
+    if "proof" in found:
+        rows.append(("proof", proof_text(found["proof"], verbose)))
     lines = [show.entries(rows)]
     if found["tiles"]:
         costs = [(show.by(t["core"]), show.by(t["tile"]), f"{t['cost']:.2f}") for t in found["tiles"]]
@@ -151,6 +154,20 @@ def network_text(found: dict[str, Any], verbose: bool) -> str:
     if "layers" in found:
         lines.append(layer_text(found["layers"]))
     return "\n\n".join(lines)
+
+
+def proof_text(proof: dict[str, Any], verbose: bool) -> str:
+    """Whether the proof held; the comparisons that failed, or all where `verbose`."""
+    checks = proof["checks"]
+    failed = [check for check in checks if not check["ok"]]
+    kinds = " and ".join(sorted({check["test"] for check in checks}))
+    if proof["passed"]:
+        verdict = f"passed: {len(checks)} {kinds} tests on the real network, in float64"
+    else:
+        verdict = f"FAILED: {len(failed)} of {len(checks)} {kinds} tests; use --stitch blend with this network"
+    told = [(f"{check['test']}{'' if check['ok'] else ' FAILED'}", check["detail"]) for check in checks]
+    kept = told if verbose else [line for line, check in zip(told, checks, strict=True) if not check["ok"]]
+    return verdict + ("\n" + show.entries(kept) if kept else "")
 
 
 def layer_text(rows: list[dict[str, Any]]) -> str:
