@@ -233,12 +233,12 @@ class AxisGeometry:
         return (n - sum(self.trim) - self.shortfall) // self.scale
 
     def tile(self, core: int, residue_of: int | None = None) -> int:
-        """The smallest legal tile for a core of `core` outputs and both halos.
+        """The smallest legal tile for a core of `core` outputs, the halo before it and the reach behind it.
 
         With `residue_of`, the extended raster's size, the tile is congruent to it modulo the sizes' step.
         """
-        before, after = self.halo
-        return self.sizes.ceil(self.scale * core + before + after, residue_of)
+        reach = self.reach or (0, 0)
+        return self.sizes.ceil(self.scale * core + self.halo[0] + reach[1], residue_of)
 
     def valid(self, origin: int, tile: int, extent: int) -> Interval:
         """The outputs, counted from the raster's first, that a tile at input `origin` computes exactly.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from math import floor, lcm
+from math import ceil, floor, lcm
 
 from tilepipe.errors import GeometryError
 from tilepipe.geometry import AxisGeometry, Geometry, Layer, Sizes, Trace, describe, fold
@@ -127,9 +127,9 @@ class _Class:
 def _axis(sample: Sample, axis: int, start: int, trace: Trace) -> tuple[AxisGeometry, str | None]:
     """The geometry of one axis, and the obstacle to exact stitching if there is one."""
     period = _period(trace, axis)
-    classes, last = _classes(sample, axis, period)
+    classes, refusal = _classes(sample, axis, period)
     if not classes:
-        return _fixed(sample, axis, start, period, last)
+        return _fixed(sample, axis, start, period, refusal)
     alignment = _alignment(classes)
     if alignment < period and classes[0].clean:
         classes, _ = _classes(sample, axis, alignment)
@@ -182,9 +182,9 @@ def _snap(step: Resample, size: int) -> Fraction:
 
 
 def _classes(sample: Sample, axis: int, period: int) -> tuple[list[_Class], str]:
-    """The best residue classes that exist, clean ones before others, and the last reason against one."""
+    """The best residue classes that exist, clean ones before others, and where there are none a reason."""
     lossy: list[int] = []
-    last = "no size passes"
+    reasons: list[str] = []
     for base in _BASES:
         begin = -(-base // period) * period
         found: list[_Class] = []
@@ -195,11 +195,11 @@ def _classes(sample: Sample, axis: int, period: int) -> tuple[list[_Class], str]
             elif judged is None:
                 lossy.append(size)
             else:
-                last = judged
+                reasons.append(judged)
         if found:
-            return [each for each in found if each.clean] or found, last
+            return [each for each in found if each.clean] or found, ""
     despite = (_judge(sample, axis, period, size, lossless=False) for size in lossy[:period])
-    return [each for each in despite if isinstance(each, _Class)], last
+    return [each for each in despite if isinstance(each, _Class)], next(iter(reasons), "no size passes")
 
 
 def _judge(sample: Sample, axis: int, period: int, size: int, lossless: bool = True) -> _Class | str | None:
@@ -327,7 +327,7 @@ def _minimum(sample: Sample, axis: int, period: int, given: _Class) -> int:
 
 
 def _reach(classes: list[_Class], axis: int, alignment: int) -> tuple[int, int]:
-    """How far beyond an aligned core the network reads, (before, after); the widest over all classes.
+    """How far beyond an aligned core a tile has to go, (before, after); the widest over all classes.
 
     Folds a core of one alignment inside the raster, and one at each border, where reflection reads back inwards.
     """
@@ -336,14 +336,26 @@ def _reach(classes: list[_Class], axis: int, alignment: int) -> tuple[int, int]:
         scale, size = each.scale(), each.trace.layers[-1].size[axis]
         step = alignment // scale
         last = (size - 1) // step * step
-        inside = fold(each.trace, axis, Interval(0, step))[0]
-        at_start = fold(each.trace, axis, Interval(0, step), at_start=True)[0]
-        at_end = fold(each.trace, axis, Interval(last, size), at_end=True)[0]
-        if inside is None or at_start is None or at_end is None:
-            continue
-        before = max(before, -inside.start, scale * last - at_end.start)
-        after = max(after, inside.stop - alignment, at_start.stop - alignment)
+        inside = _margins(each, axis, fold(each.trace, axis, Interval(0, step)))
+        at_start = _margins(each, axis, fold(each.trace, axis, Interval(0, step), at_start=True))
+        at_end = _margins(each, axis, fold(each.trace, axis, Interval(last, size), at_end=True))
+        before = max(before, inside[0], at_end[0] + scale * last)
+        after = max(after, inside[1] - alignment, at_start[1] - alignment)
     return before, after
+
+
+def _margins(given: _Class, axis: int, needs: list[Interval | None]) -> tuple[int, int]:
+    """(a, b): a tile from input -a to input b has, in every layer, the pixels that are needed.
+
+    The input alone does not tell: a pixel that reads no input, in a gap of a transposed convolution, or one in
+    front of a crop, is a value in the raster and padding in a tile that ends before it.
+    """
+    before, after = Fraction(-given.size), Fraction(-given.size)
+    for layer, need, scale in zip(given.trace.layers, needs, given.scales, strict=True):
+        if need is not None and scale is not None and len(need):
+            before = max(before, -need.start * scale)
+            after = max(after, given.size + (need.stop - layer.size[axis]) * scale)
+    return ceil(before), ceil(after)
 
 
 def _placement(given: _Class, axis: int, shortfall: int) -> tuple[tuple[int, int], Fraction]:
@@ -366,26 +378,21 @@ def _placement(given: _Class, axis: int, shortfall: int) -> tuple[tuple[int, int
 # ---- networks of one size ---------------------------------------------------------------------------------------
 
 
-def _fixed(sample: Sample, axis: int, start: int, period: int, last: str) -> tuple[AxisGeometry, str | None]:
+def _fixed(sample: Sample, axis: int, start: int, period: int, refusal: str) -> tuple[AxisGeometry, str | None]:
     """The geometry of a network that accepts single sizes around `start`, for blended stitching."""
     found = list(_single_sizes(sample, axis, start, period))
     if not found:
-        raise GeometryError(f"no class of sizes passes through the network without loss; last: {last}")
+        raise GeometryError(f"no class of sizes passes through the network without loss: {refusal}")
     scale, shortfall = found[0][1], found[0][2]
-    sizes = tuple(size for size, *rest in found if rest == [scale, shortfall])
+    sizes = Sizes(tuple(size for size, *rest in found if rest == [scale, shortfall]), 0)
     offset = Fraction(shortfall, 2)
     trim = (floor(offset), shortfall - floor(offset)) if scale == 1 else (0, 0)
-    geometry = AxisGeometry(
-        Sizes(sizes, 0),
-        scale,
-        None,
-        scale,
-        trim,
-        offset if scale > 1 else Fraction(trim[0]),
-        shortfall * (scale > 1),
-    )
-    reason = f"the network accepts only {geometry.sizes.minimums[0]} pixels and nothing larger: {last}"
-    return geometry, reason
+    if scale == 1:
+        offset, shortfall = Fraction(trim[0]), 0
+    mixing = sample(sizes.minimums[0]).mixing
+    reason = f"{_blame(mixing, axis)}; " if mixing else ""
+    obstacle = f"{reason}the network takes {sizes} as its size: {refusal}"
+    return AxisGeometry(sizes, scale, None, scale, trim, offset, shortfall), obstacle
 
 
 def _single_sizes(sample: Sample, axis: int, start: int, period: int) -> Iterator[tuple[int, int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 from tilepipe.errors import GeometryError
 from tilepipe.geometry import Layer, Trace
 from tilepipe.sizes import SizeRefusedError
-from tilepipe.steps import Same
-from tilepipe.tracing.axes import Field, plain
+from tilepipe.steps import Mixing, Same
+from tilepipe.tracing.axes import AXES, Field, plain
 from tilepipe.tracing.call import Call, Result
 from tilepipe.tracing.recorder import Recorder
 from tilepipe.tracing.shapes import shape_only
@@ -112,23 +113,22 @@ def _finish(recorder: Recorder, output: torch.Tensor, channels: int) -> Trace:
     if field is None:
         raise GeometryError("the network's output does not depend on its input")
     shape = tuple(output.shape)
-    if len(shape) != 4 or (field.axis_of(2), field.axis_of(3)) not in {("rows", "cols"), (None, None)}:
-        raise GeometryError(f"the network returns a tensor of {shape}; legal: (batch, classes, rows, columns)")
     needed = {field.node}
     for index in range(field.node, 0, -1):
         if index in needed:
             needed.update(recorder.layers[index].inputs)
     order = sorted(needed)
-    if 0 not in needed or (field.axis_of(2) is None and recorder.layers[field.node].size != shape[2:]):
-        raise GeometryError(f"the network returns a tensor of {shape} that has lost the map's rows and columns")
+    # Behind a layer that mixes all places the axes may be lost; then only the output's size still matters.
+    unbounded = any(isinstance(recorder.layers[index].rows, Mixing) for index in order)
+    axes = (field.axis_of(2), field.axis_of(3)) if len(shape) == 4 else None
+    if axes is None or not (axes == AXES or (unbounded and axes == (None, None))):
+        raise GeometryError(f"the network returns a tensor of {shape}; legal: (batch, classes, rows, columns)")
     number = {old: new for new, old in enumerate(order)}
-    layers = []
-    for old in order:
-        layer = recorder.layers[old]
-        inputs = tuple(number[source] for source in layer.inputs)
-        layers.append(
-            Layer(layer.name, layer.operator, inputs, layer.rows, layer.cols, layer.size, layer.expected)
-        )
+    layers = [
+        replace(recorder.layers[old], inputs=tuple(number[source] for source in recorder.layers[old].inputs))
+        for old in order
+    ]
+    layers[-1] = replace(layers[-1], size=(shape[2], shape[3]))
     return Trace(tuple(layers), channels, shape[1])
 
 
