@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from tilepipe.errors import InputError, ReadError
 from tilepipe.identity import file_identity
-from tilepipe.rasterinfo import GroundPoint, RasterInfo, Transform
+from tilepipe.rasterinfo import GroundPoint, RasterInfo, Transform, cells
 from tilepipe.window import Window
 
 # A raster without georeferencing is legal here; RasterInfo says so. A filter set once, since
@@ -37,11 +37,13 @@ BLOCK_LIMIT = 2 << 30
 """Bytes that one block of a file may decode to before the file is refused."""
 
 WARP_BLOCK = 512
-"""Rows and columns of the grid on which a resampled raster is computed, whatever the windows that are read."""
+"""Rows and columns of the cells that a resampled raster is computed in, whatever the windows that are read: GDAL
+rounds differently for different rectangles."""
 
 _GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 _OPTIONS = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a truncated JPEG is otherwise filled with grey, silently
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # sidecars are asked for by name; a bucket's folder may be endless
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
 }
@@ -109,20 +111,26 @@ class GdalBackend:
 
     def fetch(self, bands: Sequence[int], window: Window, out: NDArray[Any]) -> None:
         """Fill `out` (bands, rows, columns) with the 1-based `bands` of `window`, which lies in the raster."""
-        for part in self._parts(window):
-            target = out[(slice(None), *part.within(window))]
-            with self._reading(part) as dataset:
-                dataset.read(list(bands), window=_rasterio_window(part), out=target)
+        if self._recipe.warp is None:
+            with self._reading(window) as dataset:
+                _read(dataset, bands, window, out)
+            return
+        for cell in cells(window, WARP_BLOCK, self._recipe.warp.shape):
+            values = np.empty((len(bands), *cell.shape), out.dtype)
+            with self._reading(cell) as dataset:
+                _read(dataset, bands, cell, values)
+            part = cell.intersect(window)
+            out[(slice(None), *part.within(window))] = values[(slice(None), *part.within(cell))]
 
     def fetch_mask(self, bands: Sequence[int], window: Window) -> NDArray[np.bool_]:
         """(rows, columns): where the mask of every one of `bands` is not 0."""
-        valid = np.ones(window.shape, dtype=bool)
-        for part in self._parts(window):
-            with self._reading(part) as dataset:
-                shared = MaskFlags.per_dataset in dataset.mask_flag_enums[bands[0] - 1]
-                for band in bands[:1] if shared else bands:
-                    valid[part.within(window)] &= dataset.read_masks(band, window=_rasterio_window(part)) != 0
-        return valid
+        with self._reading(window) as dataset:
+            shared = MaskFlags.per_dataset in dataset.mask_flag_enums[bands[0] - 1]
+            parts = [
+                dataset.read_masks(band, window=_rasterio_window(window)) != 0
+                for band in (bands[:1] if shared else bands)
+            ]
+        return np.logical_and.reduce(parts)
 
     def close(self) -> None:
         """Close every thread's dataset."""
@@ -131,18 +139,6 @@ class GdalBackend:
             for dataset in self._opened:
                 dataset.close()
             self._opened.clear()
-
-    def _parts(self, window: Window) -> Iterator[Window]:
-        """The window itself, or for a resampled raster its parts on a fixed grid.
-
-        GDAL resamples by whatever rectangle it is asked for, and rounds differently for different ones.
-        """
-        if self._recipe.warp is None:
-            yield window
-            return
-        for row in range(window.rows.start // WARP_BLOCK * WARP_BLOCK, window.rows.stop, WARP_BLOCK):
-            for col in range(window.cols.start // WARP_BLOCK * WARP_BLOCK, window.cols.stop, WARP_BLOCK):
-                yield Window.of(row, row + WARP_BLOCK, col, col + WARP_BLOCK).intersect(window)
 
     @contextmanager
     def _reading(self, window: Window) -> Iterator[Any]:
@@ -318,6 +314,14 @@ def warped_to_pixel_size(info: RasterInfo, factor: tuple[float, float]) -> Warp:
         add_alpha=info.alpha is None and info.stored_mask != "none",
         nodata=declared,
     )
+
+
+def _read(dataset: Any, bands: Sequence[int], window: Window, out: NDArray[Any]) -> None:
+    if len({dataset.dtypes[band - 1] for band in bands}) == 1:
+        dataset.read(list(bands), window=_rasterio_window(window), out=out)
+        return
+    for band, plane in zip(bands, out, strict=True):
+        dataset.read(band, window=_rasterio_window(window), out=plane)
 
 
 def _rasterio_window(window: Window) -> RasterioWindow:

@@ -80,8 +80,8 @@ def mosaic_xml(pieces: Sequence[Piece]) -> str:
 def _require_alike(first: RasterInfo, other: RasterInfo) -> None:
     facts = [
         ("band count", first.bands, other.bands),
-        ("dtypes", first.dtypes, other.dtypes),
-        ("colours", first.color_interp, other.color_interp),
+        ("dtype", first.dtypes, other.dtypes),
+        ("colour interpretation", first.color_interp, other.color_interp),
         ("nodata", tuple(map(repr, first.nodata)), tuple(map(repr, other.nodata))),
         ("colour table", first.colormap, other.colormap),
     ]
@@ -207,7 +207,9 @@ def _latitude_first(wkt: str) -> bool:
 
 
 def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return str(value[0]) if len(set(value)) == 1 else ", ".join(map(str, value))
 
 
 def _crs_name(info: RasterInfo) -> str:

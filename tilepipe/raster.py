@@ -235,7 +235,7 @@ def _with_nodata(info: RasterInfo, nodata: Nodata) -> RasterInfo:
         dtype = np.dtype(name)
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
-            if not (value == math.floor(value) and limits.min <= value <= limits.max):
+            if not (value.is_integer() and limits.min <= value <= limits.max):
                 raise UsageError(
                     f"nodata {nodata} is no {name} value, which {info.name} holds; "
                     f"choose a whole number from {limits.min} to {limits.max}, or none"

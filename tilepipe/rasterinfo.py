@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.exceptions import CRSError
+
+from tilepipe.window import Window
 
 _T = TypeVar("_T")
 
@@ -185,3 +188,16 @@ def pixel_size_m(info: RasterInfo) -> tuple[float, float] | None:
     width = geod.inv(lon, lat, lon + a, lat + d)[2]
     height = geod.inv(lon, lat, lon + step * b, lat + step * e)[2]
     return float(width), float(height)
+
+
+def cells(window: Window, side: int, shape: tuple[int, int]) -> Iterator[Window]:
+    """The cells, `side` pixels square and cut to a raster of `shape`, of a fixed grid that make up `window`.
+
+    What is computed by cells does not depend on the windows that ask for it.
+
+    >>> [str(cell) for cell in cells(Window.of(3, 5, 0, 12), 8, (10, 10))]
+    ['rows 0:8, columns 0:8', 'rows 0:8, columns 8:10']
+    """
+    inside = window.clip(shape)
+    rows, cols = (range(axis.start // side * side, axis.stop, side) for axis in (inside.rows, inside.cols))
+    return (Window.of(row, row + side, col, col + side).clip(shape) for row in rows for col in cols)

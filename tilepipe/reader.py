@@ -45,10 +45,11 @@ class Reader:
         self._choice = choice
         self.info = raw.select(choice)
         """The raster as this reader returns it."""
-        self._dtype = np.dtype(raw.select(BandChoice(choice.indices)).dtype)
         self._nodata = tuple(band_nodata(raw, band) for band in choice.indices)
         # Alpha holds for every band but itself.
         self._alpha = raw.alpha if raw.alpha not in choice.indices or len(choice.indices) > 1 else None
+        together = choice.indices if self._alpha is None else (*choice.indices, self._alpha)
+        self._dtype = np.dtype(raw.select(BandChoice(together)).dtype)
         self._lut = _palette(raw, choice) if choice.palette else None
         self._backend = recipe.backend()
 
@@ -103,8 +104,10 @@ class Reader:
         valid = self._valid(stored, planes[-1] if alpha is not None else None, window)
         if self._lut is not None:
             stored = self._lut[:, stored[0]]
-        if out is not None and not direct:
-            out[...] = stored
+        stored = stored.astype(self.info.dtype, copy=False)
+        if out is not None:
+            if not direct:
+                out[...] = stored
             stored = out
         return Pixels(stored, valid)
 
