@@ -51,7 +51,7 @@ def read_whole(path: Path | str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         return values, (dataset.read_masks() != 0).all(axis=0) & np.isfinite(values).all(axis=0)
 
 
-def test_data(*parts: str) -> Path:
+def real_data(*parts: str) -> Path:
     """A folder of real data, or a skip where it is absent."""
     root = os.environ.get("TILEPIPE_TEST_DATA")
     if not root or not Path(root, *parts).exists():

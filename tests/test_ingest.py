@@ -10,7 +10,7 @@ import zarr
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
-from rasters import GRID, noise, test_data, write
+from rasters import GRID, noise, real_data, write
 
 from tilepipe import ingest as module
 from tilepipe.errors import InputError, ReadError, StoreError
@@ -19,7 +19,6 @@ from tilepipe.raster import open_raster
 from tilepipe.rasterinfo import RasterInfo
 from tilepipe.window import Window
 
-test_data.__test__ = False
 RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
 
 
@@ -246,7 +245,7 @@ def test_decode_factor_is_what_counting_blocks_gives(block, window):
 
 @pytest.mark.slow
 def test_real_odd_rasters_staged(tmp_path):
-    folder = test_data("robust")
+    folder = real_data("robust")
     for path in sorted(folder.rglob("*")):
         try:
             source = open_raster(path)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window as RasterioWindow
-from rasters import GRID, UTM, noise, read_whole, test_data, write
+from rasters import GRID, UTM, noise, read_whole, real_data, write
 
 from tilepipe.errors import InputError, ReadError, TilepipeError, UsageError
 from tilepipe.gdalsource import CACHE_BYTES
@@ -26,7 +26,6 @@ from tilepipe.raster import cache_bytes, in_strips, open_raster, strips
 from tilepipe.rasterinfo import RasterInfo
 from tilepipe.window import Window
 
-test_data.__test__ = False
 RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
 RGBA = [*RGB, ColorInterp.alpha]
 
@@ -432,7 +431,7 @@ def robust():
 
 @pytest.mark.parametrize("row", robust(), ids=lambda row: row["file"] if row else "absent")
 def test_odd_real_rasters(row):
-    folder = test_data("robust")
+    folder = real_data("robust")
     path = folder / row["file"]
     if not row["read"].startswith("ok") or "complex" in row["dtype"]:
         with pytest.raises(InputError) as caught:
