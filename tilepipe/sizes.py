@@ -36,6 +36,7 @@ class SizeRefusedError(Exception):
     """A network that raised at one input size; the message names the layer. Another size may do."""
 
 
+_OBLONG = 64
 _BASES = (256, 512, 1024, 2048)
 _COMMON = (28, 32, 33, 61, 64, 96, 128, 192, 224, 227, 299, 320, 384, 416, 448, 480, 500, 513, 572, 640, 768, 1024)
 _LARGEST_PERIOD = 2048
@@ -83,7 +84,7 @@ def _line(error: Exception | None) -> str:
 
 def _squares_only(trace_at: TraceAt, axis: AxisGeometry) -> str | None:
     """Why an oblong input does not pass through a network that accepts square ones; None where it does."""
-    least = axis.sizes.minimums[0]
+    least = axis.sizes.ceil(_OBLONG) if axis.sizes.step else axis.sizes.minimums[0]
     for shape in (least, least + axis.sizes.step), (least + axis.sizes.step, least):
         try:
             trace = trace_at(*shape)

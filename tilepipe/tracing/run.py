@@ -39,6 +39,11 @@ _UNIFORM = _CONSTANT | {
     "zero_",
 }
 """Operators that return one value everywhere; memory that is not yet written counts as such."""
+_KEEPING = frozenset(
+    "alias clone contiguous detach expand lift_fresh permute repeat reshape select slice squeeze t _to_copy transpose "
+    "unsqueeze _unsafe_view view".split()
+)
+"""Operators that return what their argument holds: one value everywhere if that does."""
 
 
 def on_meta(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -121,7 +126,9 @@ def _finish(recorder: Recorder, output: torch.Tensor, channels: int) -> Trace:
     # Behind a layer that mixes all places the axes may be lost; then only the output's size still matters.
     unbounded = any(isinstance(recorder.layers[index].rows, Mixing) for index in order)
     axes = (field.axis_of(2), field.axis_of(3)) if len(shape) == 4 else None
-    if axes is None or not (axes == AXES or (unbounded and axes == (None, None))):
+    if axes is None or any(
+        axis != name and not (unbounded and axis is None) for axis, name in zip(axes, AXES, strict=True)
+    ):
         raise GeometryError(f"the network returns a tensor of {shape}; legal: (batch, classes, rows, columns)")
     number = {old: new for new, old in enumerate(order)}
     layers = [
@@ -225,14 +232,7 @@ def _uniform(name: str, func: Any, call: Call) -> bool:
     if name in _UNIFORM:
         return True
     tensors = call.tensors
-    spreads = torch.Tag.pointwise in func.tags or name in {
-        "expand",
-        "view",
-        "slice",
-        "select",
-        "_to_copy",
-        "repeat",
-    }
+    spreads = torch.Tag.pointwise in func.tags or name in _KEEPING
     return spreads and bool(tensors) and all(each.numel() == 1 or call.recorder.uniform(each) for each in tensors)
 
 
