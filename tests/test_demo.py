@@ -85,7 +85,8 @@ def test_labels_get_their_colours_and_nodata_its_own() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 60), (2000, 500), (1, 1)])
 def test_a_picture_shows_image_labels_truth_and_legend(shape: tuple[int, int]) -> None:
-    image = np.full((3, *shape), 77, np.uint8)
+    image = np.empty((3, *shape), np.uint8)
+    image[:] = np.array([77, 12, 140])[:, None, None]
     labels, truth = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
     picture = np.asarray(side_by_side(image, labels, truth, CLASSES))
     factor = min(1, PANEL / max(shape))
@@ -98,7 +99,7 @@ def test_a_picture_shows_image_labels_truth_and_legend(shape: tuple[int, int]) -
     # Each panel is there whole, and each class has its swatch besides.
     swatch = count(CLASSES[2].color)
     assert swatch > 200
-    assert count((77, 77, 77)) == panel
+    assert count((77, 12, 140)) == panel
     assert count(CLASSES[0].color) == panel + swatch
     assert count(CLASSES[1].color) == panel + swatch
 

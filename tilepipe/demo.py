@@ -17,6 +17,7 @@ from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import Progress, Summary, segment_raster
 from tilepipe.preview import side_by_side
 from tilepipe.scene import write_scene
+from tilepipe.schedule import Stop
 from tilepipe.store import OutputStore, open_store
 
 MODEL = "synthetic-landcover"
@@ -99,9 +100,11 @@ def demo_options(files: DemoFiles) -> SegmentOptions:
     return SegmentOptions(stitch="exact", overwrite=files.new)
 
 
-def segment_scene(files: DemoFiles, progress: Callable[[Progress], None] | None = None) -> Summary:
+def segment_scene(
+    files: DemoFiles, progress: Callable[[Progress], None] | None = None, stop: Stop | None = None
+) -> Summary:
     """What segmenting the scene with the bundled model did."""
-    return segment_raster(files.image, files.labels, MODEL, demo_options(files), progress=progress)
+    return segment_raster(files.image, files.labels, MODEL, demo_options(files), progress=progress, stop=stop)
 
 
 def compare(files: DemoFiles) -> Scores:

@@ -42,13 +42,14 @@ def demo(
     shape = parse_pair(size, "size")
     from tilepipe import demo as work
     from tilepipe.job import prepare
+    from tilepipe.schedule import stop_on_signals
 
     files = work.make_scene(folder, shape, seed)
     job = prepare(files.image, work.MODEL, work.demo_options(files))
     if not json and not quiet:
         print(plan_text(job.describe(), verbose) + "\n")
-    with teller(quiet, log_json=False) as tell:
-        summary = work.segment_scene(files, tell)
+    with teller(quiet, log_json=False) as tell, stop_on_signals() as stop:
+        summary = work.segment_scene(files, tell, stop)
     scores = work.compare(files)
     work.draw(files)
     print(jsonlib.dumps(_result(files, summary, scores)) if json else _text(files, summary, scores))

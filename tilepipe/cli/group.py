@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,15 @@ class Group(TyperGroup):
         run = super().main
         if not standalone_mode:
             return run(words, prog_name, complete_var, False, windows_expand_args, **extra)
-        try:
-            code = run(words, prog_name, complete_var, False, windows_expand_args, **extra)
-            sys.stdout.flush()
-        except (Exception, KeyboardInterrupt) as error:
-            code = report(error, manner)
+        with warnings.catch_warnings():
+            if not manner.verbose:
+                # Libraries' remarks to programmers; what users should hear comes as notes.
+                warnings.simplefilter("ignore")
+            try:
+                code = run(words, prog_name, complete_var, False, windows_expand_args, **extra)
+                sys.stdout.flush()
+            except (Exception, KeyboardInterrupt) as error:
+                code = report(error, manner)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:

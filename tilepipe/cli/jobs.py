@@ -183,14 +183,14 @@ def summary_text(done: Summary) -> str:
     """What a finished job did, for people."""
     total = sum(done.classes.values()) + done.nodata
     if done.computed == 0:
-        first = f"{done.output}: already done, {show.pixels(total)} in {done.blocks} blocks"
+        first = f"{done.output}: already done, {show.pixels(total)} in {show.count(done.blocks, 'block')}"
     else:
         first = (
             f"{done.output}: {show.pixels(done.pixels)} in {show.duration(done.seconds)} ({done.rate:.2f} Mpx/s) "
-            f"after {show.duration(done.start_seconds)} of preparation, {done.blocks} blocks"
+            f"after {show.duration(done.start_seconds)} of preparation, {show.count(done.blocks, 'block')}"
         )
         if done.resumed:
-            first += f", of which {done.resumed} were done before"
+            first += f", {done.resumed} of them done before"
     lines = [first, class_table(done.classes, done.nodata)]
     if done.stitch == "blend":
         lines.append(disagreement(done.disagreed, done.overlapped))

@@ -188,4 +188,6 @@ def say(message: str) -> None:
 
 def log_event(event: str, **fields: Any) -> None:
     """One JSON object on a line of stderr."""
-    print(json.dumps({"event": event, "time": time.time(), **fields}), file=sys.stderr, flush=True)
+    values = {"event": event, "time": time.time(), **fields}
+    short = {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+    print(json.dumps(short), file=sys.stderr, flush=True)

@@ -57,6 +57,15 @@ def area(square_metres: float) -> str:
     return f"{square_metres:.1f} m2"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count(1, "block"), count(1200, "block")
+    ('1 block', '1200 blocks')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def by(pair: Sequence[int]) -> str:
     """Two sizes.
 
