@@ -1,0 +1,180 @@
+"""Checks of the CUDA kernels and engine, run by test_blend.py in numba's simulator: NUMBA_ENABLE_CUDASIM=1.
+
+Prints one word for each check that held. The simulator has neither streams of other libraries nor shared arrays,
+so `HostDevice` stands in for `tilepipe.cuda.CudaDevice`, and kernels get host arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numba import cuda
+from torch import nn
+
+from tilepipe import blend_cuda as kernels
+from tilepipe.blend import Strip, accumulate, finish, window_weights
+from tilepipe.errors import RunError
+from tilepipe.maps import BlockJob, BlockMaps, Wanted
+from tilepipe.predict_cpu import CpuEngine
+from tilepipe.predict_cuda import CudaEngine
+from tilepipe.prepare import prepare
+from tilepipe.scores import Array, Patch, score_maps, statistics_of
+from tilepipe.window import Placement, Window
+
+RNG = np.random.default_rng(5)
+MEAN, STD = (100.0, 90.0, 80.0), (50.0, 60.0, 70.0)
+
+
+class HostDevice:
+    """What CudaDevice does, on the CPU and at once; `failures` calls of `computing` run out of memory."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.device, self.failures, self.freed = torch.device("cpu"), failures, 0
+
+    def stage(self, values: Array) -> torch.Tensor:
+        return torch.from_numpy(values.copy())
+
+    def upload(self, staged: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in staged]
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        with torch.inference_mode():
+            if self.failures:
+                self.failures -= 1
+                raise torch.OutOfMemoryError("out of memory")
+            yield
+
+    def run(self, kernel: Any, grid: tuple[int, int], threads: tuple[int, int], arguments: Sequence[Any]) -> None:
+        tensors = {n: a.numpy() for n, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
+        given = list(arguments)
+        for n, array in tensors.items():  # the simulator takes contiguous arrays only
+            given[n] = cuda.to_device(np.ascontiguousarray(array))
+        kernel[grid, threads](*given)
+        for n, array in tensors.items():
+            array[...] = given[n].copy_to_host()
+
+    def download(self, tensors: Sequence[torch.Tensor]) -> HostDownload:
+        return HostDownload(tensors)
+
+    def free(self) -> None:
+        self.freed += 1
+
+
+class HostDownload:
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def wait(self) -> list[Array]:
+        return [tensor.numpy() for tensor in self.tensors]
+
+
+def launch(kernel: Any, shape: tuple[int, int], *arguments: Any) -> list[Any]:
+    """The arguments after one launch over `shape`; arrays go to the device and come back."""
+    given = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    kernel[kernels.blocks_for(shape), kernels.THREADS](*given)
+    return [a.copy_to_host() if isinstance(b, np.ndarray) else a for a, b in zip(given, arguments, strict=True)]
+
+
+def check_kernels() -> None:
+    scores = RNG.integers(-4, 5, (5, 7, 35)).astype(np.float32) + RNG.integers(0, 2, (1, 7, 35)).astype(np.float32)
+    scores[1, 2, 3], scores[:, 4, 5], scores[2, 6, 6] = np.nan, -np.inf, -np.inf
+    keep = np.ones((9, 37), bool)
+    keep[5, 7] = False  # where scores[:, 4, 5] go
+    patch = Patch(0, 0, 1, 2, 7, 35)
+    defined = np.ones((9, 37), bool)
+    defined[3, 5] = defined[5, 7] = False
+
+    ours = np.zeros((9, 37), np.uint8), np.zeros((9, 37), np.uint8), np.zeros((5, 9, 37), np.uint8)
+    count = score_maps(scores, False, patch, keep, *ours, (254.0, 0.5))
+    empty = [np.zeros_like(a) for a in ours]
+    out = launch(kernels.score_maps, (7, 35), scores, (1, 2), keep, *empty, (254.0, 0.5), np.zeros(1, np.int32))
+    assert count == out[-1][0] == 1
+    same_maps(ours, out[3:6], defined)
+
+    weights = window_weights("gaussian", (7, 35))
+    strip = Strip.empty(5, 9, 37)
+    sums, state = np.zeros((6, 9, 37), np.float32), np.zeros((9, 37), np.int32)
+    for other in (scores, scores[::-1].copy(), np.roll(scores, 1, 0)):
+        accumulate(other, False, patch, keep, weights, strip)
+        _, _, _, _, sums, state, _ = launch(
+            kernels.accumulate, (7, 35), other, (1, 2), keep, weights, sums, state, np.zeros(1, np.int32)
+        )
+    np.testing.assert_allclose(sums[:5][:, defined], strip.sums[:, defined], atol=1e-6)
+    np.testing.assert_array_equal(sums[5][defined], strip.weights[defined])
+    np.testing.assert_array_equal((state & 3)[defined], strip.seen[defined])
+    np.testing.assert_array_equal((state >> 2)[defined], strip.first[defined])
+    finish(strip, (0, 9), keep, *ours, (254.0, 0.5))
+    both = np.concatenate([strip.sums, strip.weights[None]])
+    both[:, ~defined] = 0
+    out = launch(kernels.finish, (9, 37), both, (0, 9), *empty, (254.0, 0.5))
+    same_maps(ours, out[2:5], defined & (strip.weights > 0))
+
+
+def same_maps(ours: Sequence[Array | None], theirs: Sequence[Array | None], where: Array) -> None:
+    np.testing.assert_array_equal(ours[0][where], theirs[0][where])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        if a is not None and b is not None:
+            np.testing.assert_allclose(a[..., where].astype(int), b[..., where].astype(int), atol=1)
+
+
+def engines(tile: int, device: HostDevice) -> tuple[CpuEngine, CudaEngine]:
+    torch.manual_seed(0)
+    network = prepare(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1)))
+    statistics = statistics_of(MEAN, STD, "float32")
+    return (
+        CpuEngine(network, statistics, 4, (tile, tile), 1),
+        CudaEngine(network, statistics, 4, (tile, tile), device),  # type: ignore[arg-type]
+    )
+
+
+def block(tile: int, step: int, count: int, wanted: Wanted) -> BlockJob:
+    """A block of count x count tiles, `step` apart, with a masked corner."""
+    size = tile + step * (count - 1)
+    values = RNG.integers(0, 256, (3, size, size)).astype(np.uint8)
+    valid = np.ones((size, size), bool)
+    valid[: size // 2, : size // 3] = False
+    starts = [step * n for n in range(count)]
+    whole = Window.whole((tile, tile))
+    places = [Placement(w := whole.shift(r, c), whole, w) for r in starts for c in starts]
+    return BlockJob(values, valid, valid, places, (size, size), wanted)
+
+
+def check_engine(name: str) -> None:
+    wanted = Wanted(confidence=True, probabilities="uint8")
+    job = block(14, 14 if name == "exact" else 9, 2, wanted)
+    ours, theirs = engines(14, HostDevice())
+    results: list[BlockMaps] = []
+    for engine in (ours, theirs):
+        results.append(
+            engine.exact(job) if name == "exact" else engine.blend(job, window_weights("hann", (14, 14)))
+        )
+    same_maps(results[0][:3], results[1][:3], np.ones(job.shape, bool))
+    assert results[0][3:] == results[1][3:]
+    assert (results[0].overlapped > 0) == (name == "blend")
+    assert theirs.output_shape(3) == ours.output_shape(3) == (14, 14)
+    ours.close()
+
+
+def check_memory() -> None:
+    job = block(8, 8, 1, Wanted())
+    once, twice = HostDevice(failures=1), HostDevice(failures=2)
+    engines(8, once)[1].exact(job)
+    assert once.freed == 1
+    with pytest.raises(RunError, match="smaller --tile, about 4 x 4"):
+        engines(8, twice)[1].exact(job)
+
+
+if __name__ == "__main__":
+    check_kernels()
+    print("kernels")
+    for mode in ("exact", "blend"):
+        check_engine(mode)
+        print(mode)
+    check_memory()
+    print("memory")

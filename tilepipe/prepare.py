@@ -1,0 +1,221 @@
+"""A network made ready to run: evaluation mode, batch normalisation folded, precision, memory layout.
+
+`prepare` is part of the promise: the reference result is that of the prepared network, in one pass over the whole
+raster. Tests, proofs and jobs call this one function.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from tilepipe.errors import ModelError, UsageError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
+"""The precisions, by name."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Prepared(nn.Module):
+    """A network ready to run: normalised pixels (N, bands, H, W) in, scores (N, classes, h, w) out."""
+
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype, channels_last: bool, folded: int, unfolded: int
+    ) -> None:
+        super().__init__()
+        self.training = False
+        self.network = network
+        self.dtype = dtype
+        self.channels_last = channels_last
+        """Whether activations lie in memory as (H, W, channels)."""
+        self.folded = folded
+        """Batch normalisations that became part of a convolution."""
+        self.unfolded = unfolded
+        """Batch normalisations that run as they are."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The scores, of the first tensor where the network gives several."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return _scores(self.network(pixels.to(self.dtype).contiguous(memory_format=layout)))
+
+
+def prepare(network: nn.Module, precision: str = "float32", device: torch.device | str = "cpu") -> Prepared:
+    """A copy of `network` in evaluation mode, without gradients, folded, in `precision` on `device`.
+
+    precision: a name of DTYPES; parameters that are not floating point stay as they are. Activations are channels
+    last where that is faster: not in float64, and not where every convolution looks at one pixel.
+    """
+    if precision not in DTYPES:
+        raise UsageError(f"precision {precision!r} is not known; use one of {', '.join(DTYPES)}")
+    dtype = DTYPES[precision]
+    own = copy.deepcopy(network)
+    with suppress(NotImplementedError):  # exported programs refuse it: they are as they were exported
+        own.eval()
+    own.requires_grad_(False)
+    folded = fold_batch_norms(own)
+    unfolded = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in own.modules())
+    channels_last = dtype != torch.float64 and any(_looks_around(module) for module in own.modules())
+    own.to(device=device, dtype=dtype)
+    if channels_last:
+        own.to(memory_format=torch.channels_last)
+    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu":
+        _use_one_kernel(own)
+    return Prepared(own, dtype, channels_last, folded, unfolded)
+
+
+class OneKernelConv2d(nn.Conv2d):
+    """A convolution that oneDNN computes whatever the input's size.
+
+    torch hands small inputs to a matrix product whose float32 results differ by column in the last bit. On flat
+    ground a pooling would then take its maximum from another pixel in a small tile than in the whole image, and
+    max-unpooling would put it elsewhere.
+    """
+
+    def _conv_forward(self, pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = [side for side in self.padding if isinstance(side, int)]
+        return torch.mkldnn_convolution(pixels, weight, bias, padding, self.stride, self.dilation, self.groups)
+
+
+def _use_one_kernel(network: nn.Module) -> None:
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        for module in network.modules():
+            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
+                module.__class__ = OneKernelConv2d
+
+
+def _looks_around(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 4 and max(weight.shape[2:]) > 1
+
+
+def _scores(output: Any) -> torch.Tensor:
+    if isinstance(output, dict):
+        output = output["out"] if "out" in output else next(iter(output.values()), None)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, torch.Tensor) or output.dim() != 4:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(f"the network returns {shape}; a tensor (N, classes, rows, columns) is needed")
+    return output
+
+
+def check_scores(scores: torch.Tensor, classes: int) -> None:
+    """Raises ModelError unless these are one tile's scores for that many classes."""
+    if scores.shape[:2] != (1, classes):
+        raise ModelError(
+            f"the network gives scores of shape {tuple(scores.shape)}; "
+            f"{classes} classes need (1, {classes}, rows, columns)"
+        )
+
+
+# --- folding --------------------------------------------------------------------------------------------------
+
+
+def fold_batch_norms(network: nn.Module) -> int:
+    """The number of batch normalisations folded, in place, into the convolutions before them.
+
+    A pair is folded when the traced graph shows that every result of the convolution goes to that normalisation
+    only, and nothing else reads the modules; a network that torch.fx cannot trace is left as it is. Weights are
+    computed in float64 and cast back (Jacob et al., arXiv 1712.05877, section 3.2).
+    """
+    try:
+        graph = fx.Tracer().trace(network)
+    except Exception:  # networks run arbitrary code while they are traced, and may raise anything
+        return 0
+    modules = dict(network.named_modules(remove_duplicate=False))
+    pairs = list(_foldable(graph, modules))
+    for conv, norm in pairs:
+        _fold(conv, norm)
+        for name, module in modules.items():
+            if module is norm:
+                parent, _, child = name.rpartition(".")
+                setattr(modules[parent], child, nn.Identity().eval())
+    return len(pairs)
+
+
+def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[modules[str(node.target)]].append(node)
+    read = {modules[name] for name in _modules_read(graph, modules)}
+    for norm, nodes in calls.items():
+        sources = {node.args[0] for node in nodes if len(node.args) == 1 and not node.kwargs}
+        found = {modules[str(s.target)] for s in sources if isinstance(s, fx.Node) and s.op == "call_module"}
+        if len(found) != 1 or len(sources) != len(nodes):
+            continue
+        conv = found.pop()
+        single = set(calls[conv]) == sources and all(len(node.users) == 1 for node in calls[conv])
+        if single and not {conv, norm} & read and _is_plain(conv, norm):
+            yield conv, norm
+
+
+def _modules_read(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
+    # Modules whose parameters the network reads by name.
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target).rpartition(".")[0]
+            if name in modules:
+                yield name
+
+
+def _is_plain(conv: Any, norm: Any) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return (
+        type(conv) in CONVOLUTIONS
+        and type(norm) in NORMALISATIONS
+        and norm.running_mean is not None
+        and norm.running_var is not None
+        and not norm.training
+        and not any(getattr(module, hook) for module in (conv, norm) for hook in hooks)
+        and conv.weight.is_floating_point()
+    )
+
+
+def _fold(conv: Any, norm: Any) -> None:
+    shape = [1] * conv.weight.dim()
+    with torch.no_grad():
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        bias = (
+            -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+        )
+        bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+        weight = conv.weight.double()
+        if conv.transposed:  # (in, out / groups, ...): group g holds outputs g * out / groups and on
+            grouped = weight.unflatten(0, (conv.groups, -1))
+            factors = scale.view(conv.groups, 1, -1, *shape[2:])
+            weight = (grouped * factors).flatten(0, 1)
+        else:
+            weight = weight * scale.view(-1, *shape[1:])
+        kept = conv.weight.dtype
+        conv.weight = nn.Parameter(weight.to(kept), requires_grad=False)
+        conv.bias = nn.Parameter(bias.to(kept), requires_grad=False)
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+
+def use_large_pages() -> bool:
+    """Whether torch will ask the kernel for large pages in this process; call it before the first tensor is made.
+
+    Big activations are mapped anew at every forward pass; with pages of 4 KiB, faulting them in takes longer than
+    a cheap network. Large pages cost a tenth of that, and, unlike a raised malloc threshold, hand every byte back.
+    False where the kernel offers none, or where the environment already says no.
+    """
+    try:
+        offered = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+    return offered and os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1") == "1"

@@ -1,0 +1,369 @@
+"""CPU kernels between pixels and scores: normalising a tile, and turning its scores into maps.
+
+Scores are one tile's, of shape (classes, h, w) ("planar") or (h, w, classes) ("channels last"), float32 or
+float64, C-contiguous. A `Patch` says which rectangle of a tile is used and where it goes in the block:
+
+    scores                      block's maps
+    +---------------+           +-------------------+
+    |  +-------+    |           |                   |
+    |  | patch |----|---------->|  (to_row, to_col) |
+    |  +-------+    |           |                   |
+    +---------------+           +-------------------+
+
+Every kernel releases the GIL, uses one thread, and does the same floating-point operations for a pixel wherever
+the pixel lies, so results do not depend on how a raster is cut. The lowest class wins a tie. A pixel is
+*undefined* when one of its scores is NaN or its best score is infinite; kernels count the undefined pixels that
+are valid, so that callers can refuse them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from tilepipe.errors import ModelError, UsageError
+from tilepipe.window import Placement
+
+Array = NDArray[Any]
+
+CONFIDENCE_STEPS = 254
+"""A probability p is stored as round(p * 254) in uint8; 255 stays free for nodata."""
+
+SEGMENT = 128
+"""Pixels handled together: classes x 128 scores fit the first-level cache."""
+
+
+def label_dtype(classes: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds the labels 0..classes-1 and a nodata value: uint8 or uint16."""
+    if not 1 <= classes <= 65535:
+        raise UsageError(f"{classes} classes cannot be labelled; 1 to 65535 can")
+    return np.dtype(np.uint8 if classes <= 255 else np.uint16)
+
+
+def label_nodata(classes: int) -> int:
+    """The label of pixels without data: 255, or 65535 above 255 classes."""
+    return int(np.iinfo(label_dtype(classes)).max)
+
+
+def statistics_of(mean: Sequence[float], std: Sequence[float], precision: str) -> tuple[Array, Array]:
+    """(mean, std) per band, in the precision of normalising: float64 for "float64", else float32."""
+    if len(mean) != len(std) or not all(map(math.isfinite, [*mean, *std])) or min(std, default=0.0) <= 0:
+        raise ModelError(
+            f"mean {list(mean)} and std {list(std)} do not serve: one finite pair a band, std above 0"
+        )
+    dtype = np.float64 if precision == "float64" else np.float32
+    return np.array(mean, dtype), np.array(std, dtype)
+
+
+def normalised(
+    values: Array, valid: Array | None, mean: Sequence[float], std: Sequence[float], precision: str
+) -> Array:
+    """A network's input for pixels (bands, H, W), of their shape in float32 or float64: tiles are cut from it."""
+    statistics = statistics_of(mean, std, precision)
+    out = np.empty(values.shape, statistics[0].dtype)
+    normalise(np.ascontiguousarray(values), valid, (0, 0), *statistics, out)
+    return out
+
+
+class Patch(NamedTuple):
+    """A rectangle of a tile's scores and its place in a block's maps, in pixels."""
+
+    row: int
+    col: int
+    to_row: int
+    to_col: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, placement: Placement) -> Patch:
+        """The patch of a placement's crop and target."""
+        return cls(*placement.crop.origin, *placement.target.origin, *placement.crop.shape)
+
+
+@njit(nogil=True, cache=True)
+def normalise(
+    values: Array, valid: Array | None, origin: tuple[int, int], mean: Array, std: Array, out: Array
+) -> None:
+    """Fill `out` (bands, h, w) with (values - mean) / std in out's precision, and 0 where valid is False.
+
+    values: (bands, H, W) of any numeric type, C-contiguous; valid: (H, W) bool or None; origin: where out's first
+    pixel lies in them; mean and std: one per band, of out's type.
+    """
+    bands, height, width = out.shape
+    row, col = origin
+    for b in range(bands):
+        m, d = mean[b], std[b]
+        for y in range(height):
+            source = values[b, row + y, col : col + width]
+            target = out[b, y]
+            for x in range(width):
+                target[x] = (out.dtype.type(source[x]) - m) / d
+            if valid is not None:
+                mask = valid[row + y, col : col + width]
+                for x in range(width):
+                    target[x] = target[x] if mask[x] else out.dtype.type(0)
+
+
+@njit(nogil=True, cache=True)
+def normalise_last(
+    values: Array, valid: Array | None, origin: tuple[int, int], mean: Array, std: Array, out: Array
+) -> None:
+    """Fill `out` (h, w, bands) as `normalise` does."""
+    height, width, bands = out.shape
+    row, col = origin
+    for y in range(height):
+        target = out[y]
+        for b in range(bands):
+            m, d = mean[b], std[b]
+            source = values[b, row + y, col : col + width]
+            for x in range(width):
+                target[x, b] = (out.dtype.type(source[x]) - m) / d
+        if valid is not None:
+            mask = valid[row + y, col : col + width]
+            for x in range(width):
+                if not mask[x]:
+                    for b in range(bands):
+                        target[x, b] = out.dtype.type(0)
+
+
+@njit(nogil=True, cache=True)
+def _undefined(scores: Array) -> bool:
+    best = scores[0]
+    for c in range(scores.size):
+        if scores[c] != scores[c]:
+            return True
+        best = scores[c] if scores[c] > best else best
+    return not np.isfinite(best)
+
+
+@njit(nogil=True, cache=True)
+def label_planar(scores: Array, patch: Patch, valid: Array | None, labels: Array) -> int:
+    """Write the best class of each pixel into `labels`; the number of undefined pixels.
+
+    scores: (classes, h, w); labels and valid: (rows, columns) of the block.
+    """
+    classes, width = scores.shape[0], patch.width
+    one, two, three = np.int32(1), np.int32(2), np.int32(3)
+    best = np.empty(width, scores.dtype)
+    total = np.empty(width, scores.dtype)  # not finite where a score is not
+    label = np.empty(width, np.int32)
+    undefined = 0
+    for y in range(patch.height):
+        row, first = patch.row + y, patch.col
+        last = first + width
+        line = scores[0, row, first:last]
+        for x in range(width):
+            best[x] = line[x]
+            total[x] = line[x]
+            label[x] = 0
+        c = 1
+        while c + 4 <= classes:  # four at a time: the running best is loaded and stored a quarter as often
+            s0, s1 = scores[c, row, first:last], scores[c + 1, row, first:last]
+            s2, s3 = scores[c + 2, row, first:last], scores[c + 3, row, first:last]
+            base = np.int32(c)
+            for x in range(width):
+                a, b, d, e = s0[x], s1[x], s2[x], s3[x]
+                ab = b if b > a else a
+                ab_class = one if b > a else np.int32(0)
+                de = e if e > d else d
+                de_class = three if e > d else two
+                four = de if de > ab else ab
+                four_class = de_class if de > ab else ab_class
+                label[x] = base + four_class if four > best[x] else label[x]
+                best[x] = four if four > best[x] else best[x]
+                total[x] += (a + b) + (d + e)
+            c += 4
+        while c < classes:
+            line = scores[c, row, first:last]
+            base = np.int32(c)
+            for x in range(width):
+                v = line[x]
+                label[x] = base if v > best[x] else label[x]
+                best[x] = v if v > best[x] else best[x]
+                total[x] += v
+            c += 1
+        out = labels[patch.to_row + y, patch.to_col : patch.to_col + width]
+        suspect = np.int32(0)
+        for x in range(width):
+            out[x] = label[x]
+            suspect += np.int32(total[x] - total[x] != 0)
+        if suspect:
+            for x in range(width):
+                seen = valid is None or valid[patch.to_row + y, patch.to_col + x]
+                undefined += seen and _undefined(scores[:, row, first + x])
+    return undefined
+
+
+@njit(nogil=True, cache=True)
+def label_last(scores: Array, patch: Patch, valid: Array | None, labels: Array) -> int:
+    """As `label_planar`, for scores (h, w, classes)."""
+    classes = scores.shape[2]
+    undefined = 0
+    for y in range(patch.height):
+        out = labels[patch.to_row + y, patch.to_col : patch.to_col + patch.width]
+        for x in range(patch.width):
+            pixel = scores[patch.row + y, patch.col + x]
+            best, total, label = pixel[0], pixel[0], 0
+            for c in range(1, classes):
+                v = pixel[c]
+                label = c if v > best else label
+                best = v if v > best else best
+                total += v
+            out[x] = label
+            if total - total != 0:
+                seen = valid is None or valid[patch.to_row + y, patch.to_col + x]
+                undefined += seen and _undefined(pixel)
+    return undefined
+
+
+# --- probabilities --------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _exp(x: Any) -> Any:
+    # e**x for x <= 0 in float32, within 2 units in the last place (Cody and Waite's reduction, Cephes' expf
+    # polynomial). Plain arithmetic, so that the compiler vectorises it and every lane rounds alike.
+    x = max(x, np.float32(-87.0))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+class Segment(NamedTuple):
+    """What is worked out for SEGMENT pixels of a row, one element per pixel."""
+
+    raw: Array
+    """Scores as the network gave them, (classes, SEGMENT)."""
+    powers: Array
+    """Exponentials of the scores less the best one, (classes, SEGMENT) float32."""
+    best: Array
+    """Best score."""
+    total: Array
+    """The scores' sum; it is not finite where a score is not."""
+    sums: Array
+    """The exponentials' sum, float32."""
+    labels: Array
+    """Best class, int32."""
+
+
+@njit(nogil=True, cache=True)
+def segment_of(scores: Array, classes: int) -> Segment:
+    """An unfilled segment for scores of this type."""
+    # Arrays of their own, not rows of one: the compiler vectorises only what it can tell apart.
+    return Segment(
+        np.empty((classes, SEGMENT), scores.dtype),
+        np.empty((classes, SEGMENT), np.float32),
+        np.empty(SEGMENT, scores.dtype),
+        np.empty(SEGMENT, scores.dtype),
+        np.empty(SEGMENT, np.float32),
+        np.empty(SEGMENT, np.int32),
+    )
+
+
+@njit(nogil=True, cache=True)
+def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Segment) -> int:
+    """Fill `segment` for the n pixels of a tile's row from `at` (row, column) on; the number of suspect ones.
+
+    A suspect pixel is undefined, or its scores' sum is infinite. last: whether scores are (h, w, classes).
+    """
+    raw, powers, best, total, sums, labels = segment
+    (row, col), classes = at, raw.shape[0]
+    if last:
+        for x in range(n):
+            for c in range(classes):
+                raw[c, x] = scores[row, col + x, c]
+    else:
+        for c in range(classes):
+            line, source = raw[c], scores[c, row, col : col + n]
+            for x in range(n):
+                line[x] = source[x]
+    for x in range(n):
+        best[x] = raw[0, x]
+        total[x] = raw[0, x]
+        labels[x] = 0
+        sums[x] = 0
+    for c in range(1, classes):
+        line, base = raw[c], np.int32(c)
+        for x in range(n):
+            v = line[x]
+            labels[x] = base if v > best[x] else labels[x]
+            best[x] = v if v > best[x] else best[x]
+            total[x] += v
+    for c in range(classes):
+        line, power = raw[c], powers[c]
+        for x in range(n):
+            e = _exp(np.float32(line[x] - best[x]))
+            power[x] = e
+            sums[x] += e
+    suspect = np.int32(0)
+    for x in range(n):
+        suspect += np.int32(total[x] - total[x] != 0)
+    return int(suspect)
+
+
+@njit(nogil=True, cache=True)
+def count_undefined(raw: Array, n: int, valid: Array | None, at: tuple[int, int]) -> int:
+    """The number of undefined pixels of a segment that are valid; `at`: its place (row, column) in `valid`."""
+    count = 0
+    for x in range(n):
+        seen = valid is None or valid[at[0], at[1] + x]
+        count += seen and _undefined(raw[:, x])
+    return count
+
+
+@njit(nogil=True, cache=True)
+def score_maps(
+    scores: Array,
+    last: bool,
+    patch: Patch,
+    valid: Array | None,
+    labels: Array,
+    confidence: Array | None,
+    probabilities: Array | None,
+    scale: tuple[float, float],
+) -> int:
+    """Write a patch's best classes, their and all classes' probabilities (softmax); the undefined pixels' number.
+
+    labels, confidence (uint8), probabilities (classes first): the block's. scale: (factor, offset) by which
+    probabilities are stored: (254, 0.5) for uint8, (1, 0) for float32.
+    """
+    classes = scores.shape[2] if last else scores.shape[0]
+    factor, offset = np.float32(scale[0]), np.float32(scale[1])
+    segment = segment_of(scores, classes)
+    raw, powers, _, _, sums, label = segment
+    undefined = 0
+    for y in range(patch.height):
+        top, row = patch.to_row + y, patch.row + y
+        for start in range(0, patch.width, SEGMENT):
+            n = min(SEGMENT, patch.width - start)
+            left = patch.to_col + start
+            if softmax(scores, last, (row, patch.col + start), n, segment):
+                undefined += count_undefined(raw, n, valid, (top, left))
+            out = labels[top, left : left + n]
+            for x in range(n):
+                out[x] = label[x]
+            for x in range(n):
+                sums[x] = np.float32(1) / sums[x]
+            if confidence is not None:
+                sure = confidence[top, left : left + n]
+                for x in range(n):
+                    sure[x] = np.int32(sums[x] * np.float32(254) + np.float32(0.5))
+            if probabilities is not None:
+                for c in range(classes):
+                    share, power = probabilities[c, top, left : left + n], powers[c]
+                    for x in range(n):
+                        share[x] = power[x] * sums[x] * factor + offset
+    return undefined
