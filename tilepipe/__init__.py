@@ -7,14 +7,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tilepipe.version import __version__
+
 if TYPE_CHECKING:
     from tilepipe.checkpoint import Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
     from tilepipe.job import Job, prepare
     from tilepipe.options import SegmentOptions
     from tilepipe.pipeline import Summary, segment_raster
-
-__version__ = "0.1.0"
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
@@ -37,6 +37,7 @@ __all__ = [
     "SegmentOptions",
     "Summary",
     "TilepipeError",
+    "__version__",
     "load_model",
     "prepare",
     "save_model",

@@ -133,14 +133,8 @@ def exact_axis(axis: AxisGeometry, length: int, core: int) -> AxisPlan:
     extended = extended_size(axis, length)
     unit = axis.alignment // axis.scale
     core = max(1, round(core / unit)) * unit
-    tile = smallest_exact_tile(axis, core, extended)
+    tile = axis.tile(core, extended)
     return _exact(axis, length, extended, min(tile, extended), core)
-
-
-def smallest_exact_tile(axis: AxisGeometry, core: int, residue_of: int) -> int:
-    """The smallest legal size over a core of `core` outputs and its halos, of the residue of `residue_of`."""
-    before, after = axis.halo
-    return axis.sizes.ceil(before + core * axis.scale + after, residue_of)
 
 
 def exact_axis_for_tile(axis: AxisGeometry, length: int, tile: int) -> AxisPlan:
@@ -149,8 +143,8 @@ def exact_axis_for_tile(axis: AxisGeometry, length: int, tile: int) -> AxisPlan:
     unit = axis.alignment // axis.scale
     if tile >= extended:
         return _exact(axis, length, extended, extended, unit)
-    before, after = axis.halo
-    smallest = smallest_exact_tile(axis, unit, extended)
+    before, after = axis.halo[0], (axis.reach or (0, 0))[1]
+    smallest = axis.tile(unit, extended)
     if not axis.sizes.legal(tile) or (extended - tile) % axis.sizes.step:
         raise PlanError(f"tile size {tile} is not legal here; {_nearest(axis, tile, extended)}")
     if tile < smallest:

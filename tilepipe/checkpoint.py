@@ -163,13 +163,17 @@ class Model:
     source: str
     """The file or bundled name it was read from, or IN_MEMORY."""
     digest: str
-    """SHA-256 of the file's bytes, or of the bytes that a file of it would have."""
+    """SHA-256 of the file's bytes, or, in memory, of card, structure and weights."""
 
     @classmethod
     def of(cls, network: nn.Module, card: ModelCard) -> Model:
-        """The model of a network in memory, which is put into evaluation mode."""
-        digest = hashlib.sha256(encode(network, card)).hexdigest()
-        return cls(network.float().eval(), card, IN_MEMORY, digest)
+        """The model of any network in memory, which is put into evaluation mode; its architecture needs no name."""
+        network = network.float().eval()
+        digest = hashlib.sha256(f"{card.to_json()}\n{network}".encode())
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return cls(network, card, IN_MEMORY, digest.hexdigest())
 
 
 def bundled_models() -> tuple[str, ...]:

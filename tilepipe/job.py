@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tilepipe.raster import RasterSource, open_raster
 from tilepipe.schedule import Pool
 from tilepipe.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes, geometry_of
+from tilepipe.version import __version__
 from tilepipe.window import Window
 
 MEMORY_SHARE = 0.8
@@ -82,14 +84,8 @@ class Job:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a job that resumes must share with the one that began, in named parts, as JSON values."""
-        info = self.source.info
         return {
-            "raster": {
-                "files": self.source.identity(),
-                "shape": list(info.shape),
-                "dtype": info.dtype,
-                "transform": None if info.transform is None else list(info.transform),
-            },
+            "raster": self.source.identity(),
             "mask": None if self.area is None else self.area.identity(),
             "model": self.model.digest,
             "options": self.options.meaning(),
@@ -125,7 +121,11 @@ class Job:
             "precision": self.precision,
             "device": self.device,
             "raster": self.source.info.name,
-            "model": {"source": self.model.source, "digest": self.model.digest, "card": self.model.card.to_json()},
+            "model": {
+                "source": self.model.source,
+                "digest": self.model.digest,
+                "card": json.loads(self.model.card.to_json()),
+            },
             "versions": versions(),
         }
 
@@ -176,7 +176,7 @@ def prepare(
     device = _device(options)
     precision = options.precision or ("bf16" if device == "cuda" else "float32")
     whole = open_raster(inputs, nodata=options.nodata)
-    chosen, notes = choose_model(model, whole)
+    chosen, notes = choose_model(model, whole, options.bands)
     if options.resample:
         if chosen.card.resolution is None:
             raise UsageError("--resample needs a model that states its ground resolution, and this one does not")
@@ -190,10 +190,7 @@ def prepare(
             f"{len(chosen.card.classes)} classes; the two have to agree"
         )
     resources = _resources(options, device)
-    if stored is not None:
-        made = TilePlan.from_json(dict(stored))
-    else:
-        made = _plan(source, chosen, geometry, options, resources, precision)
+    made = _plan(source, chosen, geometry, options, resources, precision, stored)
     area = None if options.mask is None else open_area(options.mask, source.info)
     if made.exact is False and geometry.obstacle is not None:
         notes.append(f"blended stitching: {geometry.obstacle}")
@@ -207,21 +204,16 @@ def _plan(
     options: SegmentOptions,
     resources: Resources,
     precision: str,
+    stored: Mapping[str, Any] | None,
 ) -> TilePlan:
     info, classes = source.info, len(model.card.classes)
-    region = None
-    if options.region is not None:
-        region = _to_outputs(region_window(info, options.region), geometry)
-    request = PlanRequest(options.stitch, options.tile, options.overlap, options.window, options.block, region)
     dtype = DTYPES[precision]
-    item = torch.empty(0, dtype=dtype).element_size()
-    parameters = sum(p.numel() for p in model.network.parameters())
     pixel = PixelLayout(
         bands=info.bands,
         itemsize=np.dtype(info.dtype).itemsize,
         output_bytes=output_bytes(options, classes),
         classes=classes,
-        weights=parameters * item,
+        weights=sum(p.numel() for p in model.network.parameters()) * dtype.itemsize,
         cache=source.cache_bytes,
     )
 
@@ -229,10 +221,19 @@ def _plan(
         memory = activation_bytes(model.network, (1, info.bands, *tile), dtype)
         return Footprint(memory.peak, memory.workspace, memory.largest)
 
+    if stored is not None:
+        kept = TilePlan.from_json(dict(stored))
+        return kept.projected(pixel, footprint(kept.tile), resources)
+    region = None
+    if options.region is not None:
+        region = _to_outputs(region_window(info, options.region), geometry)
+    request = PlanRequest(options.stitch, options.tile, options.overlap, options.window, options.block, region)
     return plan(geometry, info.shape, pixel, request, resources, footprint)
 
 
-def choose_model(model: str | Path | Model | None, source: RasterSource) -> tuple[Model, list[str]]:
+def choose_model(
+    model: str | Path | Model | None, source: RasterSource, bands: tuple[int, ...] | None
+) -> tuple[Model, list[str]]:
     """The model asked for, or the bundled one that fits the raster's bands best; with what to tell the user."""
     if isinstance(model, Model):
         return model, []
@@ -242,7 +243,7 @@ def choose_model(model: str | Path | Model | None, source: RasterSource) -> tupl
     fitting = []
     for candidate in found:
         try:
-            select_bands(source.info, candidate.card.bands)
+            select_bands(source.info, candidate.card.bands, bands)
         except ValueError:
             continue
         fitting.append(candidate)
@@ -300,7 +301,10 @@ def _resources(options: SegmentOptions, device: Literal["cpu", "cuda"]) -> Resou
 def free_memory() -> int:
     """Bytes that this process may take now: what is free on the host, within the control group's limit."""
     available = int(psutil.virtual_memory().available)
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             root = Path("/sys/fs/cgroup")
             return min(available, int((root / limit).read_text()) - int((root / used).read_text()))
@@ -315,7 +319,10 @@ def _to_outputs(window: Window, geometry: Geometry) -> Window:
     if rows == cols == 1:
         return window
     return Window.of(
-        -(-window.rows.start // rows), window.rows.stop // rows, -(-window.cols.start // cols), window.cols.stop // cols
+        -(-window.rows.start // rows),
+        window.rows.stop // rows,
+        -(-window.cols.start // cols),
+        window.cols.stop // cols,
     )
 
 
@@ -353,5 +360,5 @@ def versions() -> dict[str, str]:
     """The libraries that decide the map's bytes, and GDAL, which decodes the raster."""
     import rasterio
 
-    found = {name: version(name) for name in ("tilepipe", "torch", "numpy", "rasterio")}
-    return {**found, "gdal": rasterio.__gdal_version__}
+    found = {name: version(name) for name in ("torch", "numpy", "rasterio")}
+    return {"tilepipe": __version__, **found, "gdal": rasterio.__gdal_version__}

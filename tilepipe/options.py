@@ -28,7 +28,8 @@ class SegmentOptions:
     block: tuple[int, int] | None = None
     bands: tuple[int, ...] | None = None
     """Band numbers from 1, in the model's order."""
-    nodata: float | None = None
+    nodata: float | Literal["none"] | None = None
+    """Stands for the raster's own nodata value; "none" lets it have none."""
     region: str | None = None
     """"row0:row1,col0:col1", or "left,bottom,right,top" in the raster's CRS."""
     mask: str | None = None

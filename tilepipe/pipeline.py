@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilepipe.area import AreaMask
 from tilepipe.blend import window_weights
-from tilepipe.checkpoint import Model, load_model
+from tilepipe.checkpoint import IN_MEMORY, Model, load_model
 from tilepipe.errors import Interrupted, ReadError, RunError
 from tilepipe.ingest import needs_staging, staged
 from tilepipe.job import Job, cell_offset, prepare
@@ -90,17 +90,21 @@ def segment_raster(
     options: SegmentOptions | None = None,
     *,
     progress: Callable[[Progress], None] | None = None,
+    announce: Callable[[Job], None] | None = None,
     stop: Stop | None = None,
 ) -> Summary:
     """What was done to make `output` the label map of `inputs`; an unfinished output is resumed.
 
     `inputs` is anything GDAL opens, several files read as one mosaic, or a zarr array; `model` a model file, a
-    bundled model's name, or None for the bundled one that fits. Raises TilepipeError for what the caller can mend,
+    bundled model's name, or None for the bundled one that fits. `announce` hears of the job before it starts (its
+    plan, its notes), `progress` of every finished block. Raises TilepipeError for what the caller can mend,
     Interrupted (a TilepipeError) after a request to stop; finished blocks are kept in every case.
     """
     started = time.perf_counter()
     options, stop = options or SegmentOptions(), stop or Stop()
     job = prepare(inputs, model, options, None if options.overwrite else _stored_plan(output))
+    if announce is not None:
+        announce(job)
     with create_or_resume(output, job.spec(), options.overwrite) as store:
         done = store.done()
         remaining = [index for index in job.plan.blocks() if index not in done]
@@ -144,7 +148,7 @@ def _readable(job: Job, output: str | Path) -> Iterator[RasterSource]:
 class Outcome(NamedTuple):
     """What a block's task sends back; its pixels are in the store."""
 
-    index: BlockIndex
+    block: BlockIndex
     pixels: int
     error: str | None
 
@@ -172,7 +176,7 @@ class BlockRecipe:
         return cls(
             source=source,
             area=job.area,
-            model=job.model if job.model.in_memory else job.model.source,
+            model=job.model if job.model.source == IN_MEMORY else job.model.source,
             digest=job.model.digest,
             plan=job.plan,
             device=job.options.device or job.device,
@@ -209,7 +213,9 @@ class BlockRunner:
             tile=self.plan.tile,
             threads=recipe.threads,
         )
-        self.weights = None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
+        self.weights = (
+            None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
+        )
 
     def close(self) -> None:
         """Ends the threads and files that the runner holds."""
@@ -244,7 +250,10 @@ class BlockRunner:
         """The raster pixels that `outputs` stand for."""
         (rows, cols), (down, right) = self.plan.scale, self.recipe.offset
         window = Window.of(
-            outputs.rows.start * rows, outputs.rows.stop * rows, outputs.cols.start * cols, outputs.cols.stop * cols
+            outputs.rows.start * rows,
+            outputs.rows.stop * rows,
+            outputs.cols.start * cols,
+            outputs.cols.stop * cols,
         )
         return window.shift(int(down), int(right))
 

@@ -16,7 +16,7 @@ from functools import cache
 from math import ceil, log, prod
 from typing import Any, Literal, NamedTuple
 
-from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile, smallest_exact_tile
+from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
 from tilepipe.geometry import AxisGeometry, Geometry
 from tilepipe.projection import BlockDemand, Footprint, PixelLayout, Projection, Resources, project
@@ -168,12 +168,14 @@ class TilePlan:
         return self.tiles * self.rows.tile * self.cols.tile / pixels
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, from which `from_json` makes an equal plan."""
-        return asdict(self)
+        """All that decides the map, as JSON values: everything but the projection, which depends on the machine."""
+        stored = asdict(self)
+        del stored["projection"]
+        return stored
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TilePlan:
-        """The plan that `to_json` stored."""
+        """The plan that `to_json` stored, its memory not yet projected."""
         fields = dict(stored)
         for name in ("rows", "cols"):
             axis = dict(fields[name])
@@ -183,8 +185,11 @@ class TilePlan:
             region["rows"]["start"], region["rows"]["stop"], region["cols"]["start"], region["cols"]["stop"]
         )
         fields["block"], fields["chunk"] = tuple(fields["block"]), tuple(fields["chunk"])
-        fields["projection"] = Projection(**fields["projection"])
-        return cls(**fields)
+        return cls(**fields, projection=Projection(0, 0, 0))
+
+    def projected(self, pixel: PixelLayout, footprint: Footprint, resources: Resources) -> TilePlan:
+        """The same plan with the memory that it takes on these resources."""
+        return replace(self, projection=project(_demand(self), pixel, footprint, resources))
 
 
 def plan(
@@ -287,7 +292,7 @@ class _Planner:
             )
             for block in self._blocks(bare):
                 made = replace(bare, block=block, chunk=(_chunk_of(block[0]), _chunk_of(block[1])))
-                made = replace(made, projection=project(_demand(made), self.pixel, foot, self.resources))
+                made = made.projected(self.pixel, foot, self.resources)
                 refusal = self._refusal(made)
                 if not refusal:
                     return made
@@ -401,13 +406,3 @@ def _round_up(value: int, unit: int) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def smallest_tile(geometry: Geometry, shape: tuple[int, int]) -> tuple[int, int]:
-    """The smallest tile that allows exact stitching on a raster of `shape`, (rows, columns)."""
-    sizes = []
-    for axis, length in ((geometry.rows, shape[0]), (geometry.cols, shape[1])):
-        extended = exact_axis(axis, length, 1).extended
-        unit = axis.alignment // axis.scale
-        sizes.append(min(extended, smallest_exact_tile(axis, unit, extended)))
-    return sizes[0], sizes[1]

@@ -123,7 +123,8 @@ def _start(pool: Pool) -> SpecCluster:
         processes=pool.workers > 1,
         memory_limit=0,
         dashboard_address=None,
-        silence_logs=logging.ERROR,
+        scheduler_kwargs={"dashboard": False},
+        silence_logs=logging.CRITICAL,
     )
 
 
@@ -145,7 +146,7 @@ def _gpu_cluster(pool: Pool) -> SpecCluster:
             for device in pool.gpus
         }
         scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": None}}
-        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=list(pool.gpus),
         threads_per_worker=pool.threads,

@@ -8,6 +8,7 @@ import typer
 
 from tilepipe.cli import demo, jobs, networks, stores
 from tilepipe.cli.group import Group
+from tilepipe.version import __version__
 
 app = typer.Typer(
     name="tilepipe",
@@ -34,9 +35,7 @@ for command in (
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(f"tilepipe {version('tilepipe')}")
+        print(f"tilepipe {__version__}")
         raise typer.Exit
 
 

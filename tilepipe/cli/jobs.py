@@ -15,6 +15,7 @@ from tilepipe.cli.progress import teller
 from tilepipe.errors import UsageError
 
 if TYPE_CHECKING:
+    from tilepipe.job import Job
     from tilepipe.pipeline import Summary
 
 RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".nc", ".ecw")
@@ -65,9 +66,19 @@ def segment(
         from tilepipe.schedule import stop_on_signals
 
         with stop_on_signals() as stop:
-            summary = segment_raster(inputs, output, job.model, options, progress=tell, stop=stop)
+            heard: list[str] = []
+
+            def announce(prepared: Job) -> None:
+                heard.extend(prepared.notes)
+                for note in heard:
+                    tell.note(note)
+
+            summary = segment_raster(
+                inputs, output, job.model, options, progress=tell, announce=announce, stop=stop
+            )
         for note in summary.notes:
-            tell.note(note)
+            if note not in heard:
+                tell.note(note)
     print(json.dumps(summary.to_json()) if talk.json else summary_text(summary))
 
 
