@@ -32,8 +32,10 @@ def imports_of(path: Path, everywhere: bool = True) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            # "from package import module" is an import of the module, "from module import name" one of the module.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if name.removeprefix("tilepipe.") in MODULES}
+            found |= modules or {node.module}
         elif isinstance(node, ast.ImportFrom):
             found.add("a relative import")
     return found
