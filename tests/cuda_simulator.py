@@ -151,9 +151,7 @@ def check_engine(name: str) -> None:
     ours, theirs = engines(14, HostDevice())
     results: list[BlockMaps] = []
     for engine in (ours, theirs):
-        results.append(
-            engine.exact(job) if name == "exact" else engine.blend(job, window_weights("hann", (14, 14)))
-        )
+        results.append(engine.exact(job) if name == "exact" else engine.blend(job, window_weights("hann", (14, 14))))
     same_maps(results[0][:3], results[1][:3], np.ones(job.shape, bool))
     assert results[0][3:] == results[1][3:]
     assert (results[0].overlapped > 0) == (name == "blend")

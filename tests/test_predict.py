@@ -1,66 +1,27 @@
-"""Tiles against the whole image, blending against plain numpy, folding against the unfolded network."""
+"""Tiles against the whole image, blending against plain numpy."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from encoder import CLASSES, Encoder, fitted
 from torch import nn
 
 from tilepipe import predict_cpu
 from tilepipe.blend import window_weights
 from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.predict import BlockMaps, Predictor, Wanted
-from tilepipe.prepare import fold_batch_norms, prepare
+from tilepipe.prepare import prepare
 from tilepipe.scores import Array, normalised
 from tilepipe.window import Placement, Window
 
 MEAN, STD = (110.0, 95.0, 80.0), (60.0, 55.0, 50.0)
-CLASSES = 5
-
-
-class Encoder(nn.Module):
-    """A small SegNet: two poolings with indices, two unpoolings, batch normalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.ModuleList([block(3, 8), block(8, 16)])
-        self.up = nn.ModuleList([block(16, 8), block(8, 8)])
-        self.head = nn.Conv2d(8, CLASSES, 1)
-        self.indices: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = []
-        for stage in self.down:
-            x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
-            pooled.append(indices)
-        for stage, indices in zip(self.up, reversed(pooled), strict=True):
-            x = stage(F.max_unpool2d(x, indices, 2))
-        return self.head(x)
-
-
-def block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-def fitted(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with batch statistics and weights that are not the initial ones."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.5, generator=generator)
-                module.running_var.uniform_(0.4, 2, generator=generator)
-    return network
 
 
 def pixels(shape: tuple[int, int], seed: int = 0) -> Array:
@@ -156,9 +117,7 @@ def test_poolings_agree_on_flat_ground(precision: str) -> None:
             np.testing.assert_array_equal(inner(part, 12).argmax(axis=0), theirs.argmax(axis=0))
 
 
-@pytest.mark.parametrize(
-    "wanted", [Wanted(), Wanted(confidence=True), Wanted(True, "uint8"), Wanted(False, "float16")]
-)
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted(confidence=True), Wanted(True, "uint8"), Wanted(False, "float16")])
 def test_maps_have_the_types_and_fills_wanted(wanted: Wanted) -> None:
     network = fitted(nn.Conv2d(3, CLASSES, 3, padding=1))
     tile, places = cores((32, 32), 16, 1)
@@ -224,8 +183,7 @@ def test_outputs_coarser_than_the_input() -> None:
     expected = whole(network, values, None, "float64").argmax(axis=0)
     half = Window.whole((64, 48))
     places = [
-        Placement(half.shift(0, col * 4), Window.whole((16, 12)), Window.of(0, 16, col, col + 12))
-        for col in (0, 12)
+        Placement(half.shift(0, col * 4), Window.whole((16, 12)), Window.of(0, 16, col, col + 12)) for col in (0, 12)
     ]
     with predictor(network, (64, 48), precision="float64") as ready:
         labels = ready.exact(values, None, places, (16, 24)).labels
@@ -351,9 +309,7 @@ def test_an_error_in_one_tile_reaches_the_caller(mode: str) -> None:
     class Fails(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if x.max() > 2:
-                raise RuntimeError(
-                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 TB"
-                )
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 TB")
             return super().forward(x)
 
     values = np.full((3, 64, 64), 100, np.uint8)
@@ -361,9 +317,7 @@ def test_an_error_in_one_tile_reaches_the_caller(mode: str) -> None:
     tile, places = cores((64, 64), 16, 0)
     with predictor(Fails(3, CLASSES, 1), tile) as ready:
         for _ in range(5):  # slots and threads come back after each failure
-            with pytest.raises(
-                RunError, match="tile of 16 x 16 does not fit into memory; choose a smaller --tile"
-            ):
+            with pytest.raises(RunError, match="tile of 16 x 16 does not fit into memory; choose a smaller --tile"):
                 run(ready, mode, values, places)
         values[0, 40, 40] = 100
         run(ready, mode, values, places)
@@ -420,9 +374,7 @@ def test_refusals() -> None:
         ready.exact(np.zeros((4, 8, 8), np.uint8), None, places, (8, 8))
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda y: {"aux": y * 0, "out": y}, lambda y: (y, y * 0), lambda y: OrderedDict(a=y)]
-)
+@pytest.mark.parametrize("wrap", [lambda y: {"aux": y * 0, "out": y}, lambda y: (y, y * 0), lambda y: OrderedDict(a=y)])
 def test_networks_that_return_several(wrap: Any) -> None:
     class Several(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> Any:
@@ -433,89 +385,3 @@ def test_networks_that_return_several(wrap: Any) -> None:
     tile, places = cores((16, 16), 8, 0)
     with predictor(network, tile) as ours, predictor(plain, tile) as theirs:
         same(*(p.exact(pixels((16, 16)), None, places, (16, 16)) for p in (ours, theirs)))
-
-
-# --- folding --------------------------------------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    """A foldable pair, a convolution that a sum reads too, a normalisation before its convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.first_norm = nn.Conv2d(3, 6, 3, padding=1, groups=3, bias=False), nn.BatchNorm2d(6)
-        self.second, self.second_norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.before, self.third = nn.BatchNorm2d(6), nn.Conv2d(6, CLASSES, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.first_norm(self.first(x)))
-        y = self.second(x)
-        return self.third(self.before(self.second_norm(y) + y))
-
-
-class Shared(nn.Module):
-    """A pair used twice, and a convolution that feeds two normalisations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.split, self.one, self.two = nn.Conv2d(3, CLASSES, 1), nn.BatchNorm2d(CLASSES), nn.BatchNorm2d(CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for _ in range(2):
-            x = self.norm(self.conv(x)).relu()
-        return self.one(self.split(x)) + self.two(self.split(x + 1))
-
-
-class Branching(nn.Module):
-    """What torch.fx cannot trace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = block(3, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x) if x.sum() > 0 else self.body(-x)
-
-
-def up(groups: int) -> nn.Sequential:
-    layer = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
-    return nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.BatchNorm2d(6, affine=False), nn.Conv2d(6, CLASSES, 1))
-
-
-def networks() -> Iterator[Any]:
-    yield pytest.param(Encoder, 4, 0, id="segnet")
-    yield pytest.param(Residual, 1, 2, id="residual")
-    yield pytest.param(Shared, 1, 2, id="shared")
-    yield pytest.param(Branching, 0, 1, id="branching")
-    yield pytest.param(lambda: up(1), 1, 0, id="transposed")
-    yield pytest.param(lambda: up(2), 1, 0, id="transposed in groups")
-
-
-@pytest.mark.parametrize(("build", "folded", "unfolded"), list(networks()))
-def test_folded_networks_give_the_same_scores(build: Any, folded: int, unfolded: int) -> None:
-    network = fitted(build()).double().eval()
-    entered = torch.randn(2, 3, 24, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    prepared = prepare(network, "float64")
-    with torch.inference_mode():
-        np.testing.assert_allclose(prepared(entered), network(entered), rtol=1e-10, atol=1e-10)
-    assert (prepared.folded, prepared.unfolded) == (folded, unfolded)
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-
-
-def test_prepared_networks_are_at_rest() -> None:
-    network = nn.Sequential(block(3, 8), nn.Dropout(0.5), nn.Conv2d(8, CLASSES, 1)).train()
-    prepared = prepare(network, "bf16")
-    assert network.training
-    assert not any(module.training for module in prepared.modules())
-    assert all(not p.requires_grad and p.dtype == torch.bfloat16 for p in prepared.parameters())
-    assert prepared.channels_last
-    assert not prepare(network, "float64").channels_last
-    assert not prepare(nn.Conv2d(3, CLASSES, 1)).channels_last
-
-
-def test_modules_with_hooks_are_not_folded() -> None:
-    network = block(3, CLASSES).eval()
-    network[0].register_forward_hook(lambda module, given, result: result * 2)
-    assert fold_batch_norms(network) == 0

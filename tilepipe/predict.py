@@ -168,8 +168,10 @@ class Predictor:
             )
         assert valid is None or valid.shape == values.shape[1:], "one validity per pixel"
         assert keep is None or keep.shape == shape, "one flag per output"
+        # Kernels know the machine's own byte order, and no half precision.
+        stored = np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("=")
         return BlockJob(
-            np.ascontiguousarray(values, values.dtype.newbyteorder("=")),
+            np.ascontiguousarray(values, stored),
             None if valid is None else np.ascontiguousarray(valid, np.bool_),
             None if keep is None else np.ascontiguousarray(keep, np.bool_),
             placements,

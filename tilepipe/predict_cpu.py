@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from threading import BoundedSemaphore, local
 from typing import NamedTuple
 
@@ -13,9 +15,9 @@ import numpy as np
 import torch
 
 from tilepipe.blend import Strip, accumulate, finish
-from tilepipe.errors import ModelError, RunError, UsageError
+from tilepipe.errors import UsageError
 from tilepipe.maps import BlockJob, BlockMaps, Wanted, blend_rows
-from tilepipe.prepare import Prepared, check_scores
+from tilepipe.prepare import Prepared, scores_of
 from tilepipe.scores import Array, Patch, label_last, label_planar, normalise, normalise_last, score_maps
 from tilepipe.window import Placement, Window
 
@@ -49,9 +51,7 @@ class CpuEngine:
         if self.threads < 1:
             raise UsageError(f"threads {self.threads} is not legal; at least 1 is needed")
         # torch counts threads per Python thread: the caller's own setting stays as it is.
-        self._pool = ThreadPoolExecutor(
-            self.threads, "tilepipe-tile", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._pool = ThreadPoolExecutor(self.threads, "tilepipe-tile", initializer=torch.set_num_threads, initargs=(1,))
         self._slots = BoundedSemaphore(2 * self.threads)
         self._scratch = local()
 
@@ -88,35 +88,28 @@ class CpuEngine:
         maps = BlockMaps.unfilled(job.shape, self.classes, job.wanted)
         rows, groups = blend_rows(job.kept_placements())
         strip = Strip.empty(self.classes, rows, job.shape[1])
-        scored = self._in_order(job, [tile for _, tiles in groups for tile in tiles])
         counts = np.zeros(3, np.int64)
         starts = [start for start, _ in groups] + [job.shape[0]]
-        for (start, tiles), end in zip(groups, starts[1:], strict=True):
-            for _ in tiles:
-                tile, scores = next(scored)
-                self._add(job, tile, scores, weights, strip, start)
-            done = min(end, start + rows)
-            counts += finish(strip, (start, done), job.keep, *maps[:3], job.wanted.scale)
-            strip.advance(end - start)
+        with closing(self._in_order(job, [tile for _, tiles in groups for tile in tiles])) as scored:
+            for (start, tiles), end in zip(groups, starts[1:], strict=True):
+                for tile, scores in islice(scored, len(tiles)):
+                    self._add(job, tile, scores, weights, strip, start)
+                done = min(end, start + rows)
+                counts += finish(strip, (start, done), job.keep, *maps[:3], job.wanted.scale)
+                strip.advance(end - start)
         overlapped, disagreed, missed = (int(n) for n in counts)
         assert missed == 0, f"{missed} outputs are in no tile"
-        return maps.finished(job.keep, self.classes, job.wanted)._replace(
-            overlapped=overlapped, disagreed=disagreed
-        )
+        return maps.finished(job.keep, self.classes, job.wanted)._replace(overlapped=overlapped, disagreed=disagreed)
 
     def scores(self, job: BlockJob, tile: Placement) -> Scores:
         """One tile's scores, in the calling thread."""
         pixels = self._normalised(job, tile)
-        try:
-            with torch.inference_mode():
-                scores = self.network(pixels)
-                check_scores(scores, self.classes)
-                if scores.dtype not in (torch.float32, torch.float64):
-                    scores = scores.float()
-                if scores.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr():
-                    scores = scores.clone()  # the pixels' memory is the next tile's
-        except (MemoryError, RuntimeError) as error:
-            raise _explained(error, self.tile) from error
+        with torch.inference_mode():
+            scores = scores_of(self.network, pixels, self.classes)
+            if scores.dtype not in (torch.float32, torch.float64):
+                scores = scores.float()
+            if scores.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr():
+                scores = scores.clone()  # the pixels' memory is the next tile's
         if not scores.is_contiguous() and scores.is_contiguous(memory_format=torch.channels_last):
             return Scores(scores[0].permute(1, 2, 0).numpy(), True)
         return Scores(scores[0].contiguous().numpy(), False)
@@ -152,7 +145,7 @@ class CpuEngine:
         undefined = accumulate(*scores, patch._replace(to_row=patch.to_row - first_row), keep, weights, strip)
         job.refuse_undefined(undefined, [tile])
 
-    def _in_order(self, job: BlockJob, tiles: list[Placement]) -> Iterator[tuple[Placement, Scores]]:
+    def _in_order(self, job: BlockJob, tiles: list[Placement]) -> Generator[tuple[Placement, Scores]]:
         """Each tile with its scores, in order, while later tiles are already in the network."""
         waiting: deque[tuple[Placement, Future[Scores]]] = deque()
         ahead = iter(tiles)
@@ -163,20 +156,12 @@ class CpuEngine:
                 while upcoming is not None and self._slots.acquire(blocking=not waiting):
                     waiting.append((upcoming, self._pool.submit(self.scores, job, upcoming)))
                     upcoming = next(ahead, None)
-                tile, future = waiting[0]
-                yield tile, future.result()
-                waiting.popleft()
-                self._slots.release()
+                tile, future = waiting.popleft()
+                try:
+                    yield tile, future.result()
+                finally:
+                    self._slots.release()
         finally:
             for _, future in waiting:
                 future.cancel()
                 self._slots.release()
-
-
-def _explained(error: MemoryError | RuntimeError, tile: tuple[int, int]) -> Exception:
-    """What to raise instead of an error that the network raised."""
-    said = str(error).strip().splitlines()[:1] or [type(error).__name__]
-    size = f"a tile of {tile[0]} x {tile[1]}"
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
-        return RunError(f"{size} does not fit into memory; choose a smaller --tile or fewer --threads")
-    return ModelError(f"the network fails on {size}: {said[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -13,7 +14,7 @@ from tilepipe import blend_cuda as kernels
 from tilepipe.cuda import CudaDevice, Download
 from tilepipe.errors import RunError
 from tilepipe.maps import BlockJob, BlockMaps, Wanted, blend_rows
-from tilepipe.prepare import Prepared, check_scores
+from tilepipe.prepare import Prepared, scores_of
 from tilepipe.scores import Array, label_dtype
 from tilepipe.window import Placement, Window
 
@@ -68,15 +69,13 @@ class CudaEngine:
 
     def _twice(self, job: BlockJob, queue: Callable[[_Block], Download]) -> BlockMaps:
         staged = [self.device.stage(array) for array in (job.values, job.valid, job.keep) if array is not None]
-        for attempt in range(2):
-            try:
+        for _ in range(2):
+            with suppress(torch.OutOfMemoryError):
                 with self._lock, self.device.computing():
                     download = queue(_Block(self, job, staged))
                 return _gathered(job, self.classes, download.wait())
-            except torch.OutOfMemoryError:
-                if attempt:
-                    break
-                self.device.free()
+            # Only now: while the error was handled, its frames held the block's tensors.
+            self.device.free()
         raise RunError(
             f"a tile of {self.tile[0]} x {self.tile[1]} does not fit into the memory of {self.device.device}, "
             f"caches freed; choose a smaller --tile, about {self.tile[0] // 2} x {self.tile[1] // 2}"
@@ -124,8 +123,7 @@ class _Block:
             pixels.masked_fill_(~self.valid[rows, cols], 0)
         # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            scores: torch.Tensor = engine.network(pixels[None])
-        check_scores(scores, engine.classes)
+            scores = scores_of(engine.network, pixels[None], engine.classes)
         crop = scores[0][:, *_slices(tile.crop)]
         return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tilepipe.errors import ModelError, UsageError
+from tilepipe.errors import ModelError, RunError, UsageError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 """The precisions, by name."""
@@ -29,9 +29,7 @@ NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Prepared(nn.Module):
     """A network ready to run: normalised pixels (N, bands, H, W) in, scores (N, classes, h, w) out."""
 
-    def __init__(
-        self, network: nn.Module, dtype: torch.dtype, channels_last: bool, folded: int, unfolded: int
-    ) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, channels_last: bool, folded: int, unfolded: int) -> None:
         super().__init__()
         self.training = False
         self.network = network
@@ -109,13 +107,28 @@ def _scores(output: Any) -> torch.Tensor:
     return output
 
 
-def check_scores(scores: torch.Tensor, classes: int) -> None:
-    """Raises ModelError unless these are one tile's scores for that many classes."""
+def scores_of(network: Prepared, pixels: torch.Tensor, classes: int) -> torch.Tensor:
+    """One tile's scores (1, classes, h, w) for its normalised pixels (1, bands, rows, columns).
+
+    Raises ModelError where the network fails or gives another number of classes, RunError where the host's memory
+    does not suffice; CUDA's own error for its memory passes.
+    """
+    try:
+        scores: torch.Tensor = network(pixels)
+    except torch.OutOfMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        tile = f"a tile of {pixels.shape[2]} x {pixels.shape[3]}"
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error):
+            raise RunError(f"{tile} does not fit into memory; choose a smaller --tile or fewer --threads") from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"the network fails on {tile}: {said}") from error
     if scores.shape[:2] != (1, classes):
         raise ModelError(
             f"the network gives scores of shape {tuple(scores.shape)}; "
             f"{classes} classes need (1, {classes}, rows, columns)"
         )
+    return scores
 
 
 # --- folding --------------------------------------------------------------------------------------------------
@@ -188,9 +201,7 @@ def _fold(conv: Any, norm: Any) -> None:
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight.double()
-        bias = (
-            -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-        )
+        bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
         bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
         weight = conv.weight.double()
         if conv.transposed:  # (in, out / groups, ...): group g holds outputs g * out / groups and on

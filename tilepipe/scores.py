@@ -53,9 +53,7 @@ def label_nodata(classes: int) -> int:
 def statistics_of(mean: Sequence[float], std: Sequence[float], precision: str) -> tuple[Array, Array]:
     """(mean, std) per band, in the precision of normalising: float64 for "float64", else float32."""
     if len(mean) != len(std) or not all(map(math.isfinite, [*mean, *std])) or min(std, default=0.0) <= 0:
-        raise ModelError(
-            f"mean {list(mean)} and std {list(std)} do not serve: one finite pair a band, std above 0"
-        )
+        raise ModelError(f"mean {list(mean)} and std {list(std)} do not serve: one finite pair a band, std above 0")
     dtype = np.float64 if precision == "float64" else np.float32
     return np.array(mean, dtype), np.array(std, dtype)
 
@@ -87,9 +85,7 @@ class Patch(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def normalise(
-    values: Array, valid: Array | None, origin: tuple[int, int], mean: Array, std: Array, out: Array
-) -> None:
+def normalise(values: Array, valid: Array | None, origin: tuple[int, int], mean: Array, std: Array, out: Array) -> None:
     """Fill `out` (bands, h, w) with (values - mean) / std in out's precision, and 0 where valid is False.
 
     values: (bands, H, W) of any numeric type, C-contiguous; valid: (H, W) bool or None; origin: where out's first
