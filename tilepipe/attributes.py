@@ -6,11 +6,12 @@ on the group. Two attributes are as important by their presence as by their abse
 without which `open_zarr(...).rio.crs` is None, and `_FillValue`, which would turn labels into floats.
 
 A grid that is rotated against its CRS has no 1-D x and y: it carries `spatial:transform` and `GeoTransform` only.
-A grid with control points instead of a transform carries none of this; the points are in the group's `tilepipe`.
+A grid with control points instead of a transform has neither: its `spatial_ref` holds the points as rioxarray does.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +23,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from tilepipe.errors import StoreError
-from tilepipe.spec import ArraySpec, ClassLike, StoreSpec
+from tilepipe.spec import ArraySpec, ClassLike, ControlPoint, StoreSpec
 
 Attributes = dict[str, Any]
 
@@ -49,6 +50,9 @@ MULTISCALES: Attributes = {
 }
 GRID_MAPPING = "spatial_ref"
 
+LONGEST_AXIS = 1 << 24
+"""Pixels up to which an axis gets coordinates: 128 MiB of them."""
+
 
 @lru_cache(maxsize=8)
 def parsed_crs(wkt: str) -> CRS:
@@ -61,9 +65,7 @@ def parsed_crs(wkt: str) -> CRS:
 
 def array_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
     """The attributes of labels, confidence or probabilities."""
-    own = {"labels": _label_attributes, "confidence": _confidence_attributes}.get(
-        array.name, _probability_attributes
-    )
+    own = {"labels": _label_attributes, "confidence": _confidence_attributes}.get(array.name, _probability_attributes)
     return {**own(spec), **_grid_attributes(spec)}
 
 
@@ -95,12 +97,36 @@ def spatial_ref_attributes(spec: StoreSpec) -> Attributes:
     if spec.transform is not None:
         a, b, c, d, e, f = _floats(spec.transform)
         found["GeoTransform"] = " ".join(map(repr, (c, a, b, f, d, e)))
+    elif spec.gcps:
+        found["gcps"] = json.dumps(_points(spec.gcps))
     return found
 
 
+def _points(points: Sequence[ControlPoint]) -> Attributes:
+    """Control points as the GeoJSON that rioxarray keeps them in."""
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"id": str(number), "info": "", "row": point.row, "col": point.col},
+            "geometry": {"type": "Point", "coordinates": [point.x, point.y, point.z]},
+        }
+        for number, point in enumerate(points, 1)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def has_grid_mapping(spec: StoreSpec) -> bool:
+    """Whether something is known of where the grid lies."""
+    return spec.transform is not None or bool(spec.gcps)
+
+
 def has_axes(spec: StoreSpec) -> bool:
-    """Whether 1-D x and y describe the grid: not where it is rotated."""
-    return not spec.rotated
+    """Whether 1-D x and y describe the grid.
+
+    Not where it is rotated or placed by control points, nor where they would be too long to hold in memory.
+    """
+    by_points = spec.transform is None and bool(spec.gcps)
+    return not spec.rotated and not by_points and max(spec.shape) <= LONGEST_AXIS
 
 
 def axis_values(spec: StoreSpec, axis: str) -> NDArray[np.float64]:
@@ -167,11 +193,13 @@ def _probability_attributes(spec: StoreSpec) -> Attributes:
 
 
 def _grid_attributes(spec: StoreSpec) -> Attributes:
-    if spec.transform is None:
+    if not has_grid_mapping(spec):
         return {}
+    named = {"grid_mapping": GRID_MAPPING, "coordinates": GRID_MAPPING}
+    if spec.transform is None:
+        return named
     return {
-        "grid_mapping": GRID_MAPPING,
-        "coordinates": GRID_MAPPING,
+        **named,
         **_proj_attributes(spec),
         "spatial:dimensions": ["y", "x"],
         "spatial:shape": list(spec.shape),

@@ -30,6 +30,7 @@ from tilepipe.attributes import (
     axis_values,
     group_attributes,
     has_axes,
+    has_grid_mapping,
     spatial_ref_attributes,
 )
 from tilepipe.durable import STATE, TEMPORARY, Files
@@ -110,9 +111,7 @@ def open_store(path: str | os.PathLike[str]) -> OutputStore:
     files = files_at(path)
     spec = _stored_spec(files)
     if spec is None:
-        raise StoreError(
-            f"{files.root} is not a tilepipe store; give the path of one that `tilepipe segment` made"
-        )
+        raise StoreError(f"{files.root} is not a tilepipe store; give the path of one that `tilepipe segment` made")
     return OutputStore(files, spec)
 
 
@@ -127,9 +126,7 @@ class OutputStore:
     Methods may be called from any thread; no two calls may write the same block at the same time.
     """
 
-    def __init__(
-        self, files: Files, spec: StoreSpec, token: str | None = None, lease: Lease | None = None
-    ) -> None:
+    def __init__(self, files: Files, spec: StoreSpec, token: str | None = None, lease: Lease | None = None) -> None:
         self.files = files
         self.spec = spec
         self.digest = spec.digest
@@ -367,7 +364,7 @@ def _create(files: Files, spec: StoreSpec, attributes: Mapping[str, Mapping[str,
     for axis in ("y", "x") if has_axes(spec) else ():
         values = axis_values(spec, axis)
         written += _write_small(files, axis, values, (axis,), axis_attributes(spec, axis))
-    if spec.transform is not None:
+    if has_grid_mapping(spec):
         attrs = spatial_ref_attributes(spec)
         written += _write_small(files, GRID_MAPPING, np.zeros((), np.int64), (), attrs)
     files.settle(written)
