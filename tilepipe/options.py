@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -132,5 +133,23 @@ def parse_numbers(text: str, name: str) -> tuple[int, ...]:
         raise UsageError(f"{name} {text!r} is not understood; write whole numbers such as 1,2,3") from None
 
 
+def parse_nodata(text: str) -> float | Literal["none"]:
+    """A pixel value from "0", "-9999.5" or "nan"; or "none". Whole numbers stay whole, as 64-bit pixels need.
+
+    >>> parse_nodata("18446744073709551615"), parse_nodata("-0.5"), parse_nodata("none")
+    (18446744073709551615, -0.5, 'none')
+    """
+    if text.strip().lower() == "none":
+        return "none"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    raise UsageError(f"nodata {text!r} is not understood; write a number, nan, or none for no value at all")
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # JSON has neither NaN nor infinity
     return list(value) if isinstance(value, tuple) else value

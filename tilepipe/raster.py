@@ -117,6 +117,11 @@ def open_raster(
         recipe, raw = _open_zarr(names[0], nodata, resample_to)
     else:
         recipe, raw = _open_gdal(names, nodata, resample_to, block_limit)
+    if raw.flat:
+        raise InputError(
+            f"{raw.name} has the geotransform {raw.transform}, which maps no area; remove it "
+            "(gdal_edit.py -unsetgt) or give it the right one (gdal_edit.py -a_ullr)"
+        )
     numbers = tuple(range(1, raw.bands + 1)) if bands is None else check_numbers(raw, bands)
     return RasterSource(recipe, raw, BandChoice(numbers))
 
@@ -172,9 +177,7 @@ def _names(inputs: str | Path | Sequence[str | Path]) -> list[str]:
         raise UsageError("no input raster is given; name a file, a URL, a glob or a zarr array")
     for name in names:
         if os.path.isdir(name) and not is_zarr(name):
-            raise InputError(
-                f"{name} is a folder and no zarr store; name its files, e.g. {name.rstrip('/')}/*.tif"
-            )
+            raise InputError(f"{name} is a folder and no zarr store; name its files, e.g. {name.rstrip('/')}/*.tif")
     return names
 
 
@@ -218,9 +221,7 @@ def _mosaic(names: list[str], nodata: Nodata, block_limit: int) -> tuple[GdalRec
 
 def _open_zarr(name: str, nodata: Nodata, resample_to: float | None) -> tuple[ZarrRecipe, RasterInfo]:
     if resample_to is not None:
-        raise InputError(
-            f"{name} is zarr, which is not resampled while it is read; stage it resampled, or use a file"
-        )
+        raise InputError(f"{name} is zarr, which is not resampled while it is read; stage it resampled, or use a file")
     recipe, info = describe_zarr(name)
     return recipe, _with_nodata(info, nodata)
 
@@ -230,18 +231,17 @@ def _with_nodata(info: RasterInfo, nodata: Nodata) -> RasterInfo:
         return info
     if nodata == "none":
         return replace(info, nodata=(None,) * info.bands)
-    value = float(nodata)
     for name in info.dtypes:
         dtype = np.dtype(name)
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
-            if not (value.is_integer() and limits.min <= value <= limits.max):
+            if not (float(nodata).is_integer() and limits.min <= nodata <= limits.max):
                 raise UsageError(
                     f"nodata {nodata} is no {name} value, which {info.name} holds; "
                     f"choose a whole number from {limits.min} to {limits.max}, or none"
                 )
     whole = all(np.dtype(name).kind in "iu" for name in info.dtypes)
-    return replace(info, nodata=(int(nodata) if whole else value,) * info.bands)
+    return replace(info, nodata=(int(nodata) if whole else float(nodata),) * info.bands)
 
 
 def _resampled(
@@ -253,12 +253,8 @@ def _resampled(
     if size is None:
         raise InputError(f"{raw.name} has no CRS and transform in metres or degrees; it cannot be resampled")
     if raw.colormap is not None:
-        raise InputError(
-            f"{raw.name} holds palette indices, which cannot be interpolated; expand it to colours first"
-        )
+        raise InputError(f"{raw.name} holds palette indices, which cannot be interpolated; expand it to colours first")
     if nodata == "none" and describe(recipe.name, recipe.target).nodata != raw.nodata:
-        raise UsageError(
-            f"nodata none does not go with resampling {raw.name}; give a value, or clear its own first"
-        )
+        raise UsageError(f"nodata none does not go with resampling {raw.name}; give a value, or clear its own first")
     warp: Warp = warped_to_pixel_size(raw, (size[0] / resample_to, size[1] / resample_to))
     return replace(recipe, warp=warp), replace(describe(recipe.name, recipe.target, warp), name=raw.name)

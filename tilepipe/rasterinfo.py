@@ -106,6 +106,14 @@ class RasterInfo:
         return declared or floating or self.alpha is not None or self.stored_mask != "none"
 
     @property
+    def flat(self) -> bool:
+        """Whether the transform maps no area, so that no place can be told from it."""
+        if self.transform is None:
+            return False
+        a, b, _, d, e, _ = self.transform
+        return not all(map(math.isfinite, self.transform)) or a * e == b * d
+
+    @property
     def pixel_bytes(self) -> int:
         """Bytes of one pixel over all bands, as reads return them."""
         return self.bands * np.dtype(self.dtype).itemsize

@@ -10,7 +10,7 @@ import typer
 from tilepipe.cli.arguments import option, read_config
 from tilepipe.cli.group import remember
 from tilepipe.errors import UsageError
-from tilepipe.options import SegmentOptions, parse_bytes, parse_numbers, parse_pair
+from tilepipe.options import SegmentOptions, parse_bytes, parse_nodata, parse_numbers, parse_pair
 
 MAP, INPUT, OUTPUT, MACHINE, TALK = "The map", "Input", "Output", "Machine", "Telling"
 
@@ -65,7 +65,8 @@ class JobOptions:
         option("--bands", metavar="4,3,2", panel=INPUT, help="Band numbers from 1, in the model's order."),
     ] = None
     nodata: Annotated[
-        float | None, option("--nodata", metavar="VALUE", panel=INPUT, help="The pixel value that means no data.")
+        str | None,
+        option("--nodata", metavar="VALUE|none", panel=INPUT, help="The pixel value that means no data."),
     ] = None
     region: Annotated[
         str | None,
@@ -104,9 +105,7 @@ class JobOptions:
     ] = None
     confidence: Annotated[
         bool,
-        option(
-            "--confidence/--no-confidence", panel=OUTPUT, help="Also write the best class's probability x 254."
-        ),
+        option("--confidence/--no-confidence", panel=OUTPUT, help="Also write the best class's probability x 254."),
     ] = False
     probabilities: Annotated[
         str | None,
@@ -150,9 +149,7 @@ class JobOptions:
     ] = None
     scheduler: Annotated[
         str | None,
-        option(
-            "--scheduler", metavar="tcp://HOST:PORT", panel=MACHINE, help="A dask scheduler that runs already."
-        ),
+        option("--scheduler", metavar="tcp://HOST:PORT", panel=MACHINE, help="A dask scheduler that runs already."),
     ] = None
 
     def resolve(self, overwrite: bool = False) -> SegmentOptions:
@@ -165,7 +162,7 @@ class JobOptions:
             window=self.window,
             block=None if self.block is None else parse_pair(self.block, "block"),
             bands=None if self.bands is None else parse_numbers(self.bands, "bands"),
-            nodata=self.nodata,
+            nodata=None if self.nodata is None else parse_nodata(self.nodata),
             region=self.region,
             mask=self.mask,
             resample=self.resample,
@@ -215,9 +212,7 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    option(
-        "--quiet/--no-quiet", "-q", panel=TALK, callback=remember, help="No progress and no notes; errors only."
-    ),
+    option("--quiet/--no-quiet", "-q", panel=TALK, callback=remember, help="No progress and no notes; errors only."),
 ]
 Verbose = Annotated[
     bool,

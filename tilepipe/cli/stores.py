@@ -28,12 +28,10 @@ TifPath = Annotated[
 ArrayName = Annotated[str, typer.Option("--array", metavar="labels|confidence", help="Which map.")]
 Compress = Annotated[str, typer.Option("--compress", metavar="deflate|zstd|lzw|none", help="How to compress it.")]
 Cog = Annotated[bool, typer.Option("--cog", help="A Cloud Optimized GeoTIFF, with overviews.")]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")
-]
+Partial = Annotated[bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")]
 
 NoData = Annotated[
-    float | None, typer.Option("--nodata", metavar="VALUE", help="The pixel value that means no data.")
+    str | None, typer.Option("--nodata", metavar="VALUE|none", help="The pixel value that means no data.")
 ]
 
 
@@ -81,10 +79,11 @@ def ingest(paths: Paths, talk: LongTalk, nodata: NoData = None, overwrite: Overw
     windows or far away, and are segmented more than once.
     """
     from tilepipe.ingest import ingest as copy
+    from tilepipe.options import parse_nodata
     from tilepipe.raster import open_raster
 
     inputs, output = split_paths(paths)
-    source = open_raster(inputs, nodata=nodata)
+    source = open_raster(inputs, nodata=None if nodata is None else parse_nodata(nodata))
     started = time.perf_counter()
     with teller(talk.quiet, talk.log_json, Work("staging", "Mpx")) as tell:
         staged = copy(source, output, progress=_Staging(tell), overwrite=overwrite)
@@ -137,9 +136,7 @@ def pixel_area(store: OutputStore) -> float | None:
     from tilepipe.rasterinfo import RasterInfo, pixel_size_m
 
     spec = store.spec
-    info = RasterInfo(
-        store.path, spec.shape, ("uint8",), (None,), ("gray",), (None,), spec.crs_wkt, spec.transform
-    )
+    info = RasterInfo(store.path, spec.shape, ("uint8",), (None,), ("gray",), (None,), spec.crs_wkt, spec.transform)
     size = pixel_size_m(info)
     return None if size is None else size[0] * size[1]
 
