@@ -226,6 +226,10 @@ def differences(old: StoreSpec, new: StoreSpec) -> list[str]:
     >>> b = StoreSpec((9, 9), (8, 8), (4, 4), [LabelClass("a", (0, 0, 0))], fingerprint={"model": {"sha": "2"}})
     >>> differences(a, b)
     ['model.sha: "1" -> "2"']
+    >>> from dataclasses import replace
+    >>> c, d = (replace(a, fingerprint={"raster": [{"path": "/a.tif", "size": size}]}) for size in (10, 20))
+    >>> differences(c, d)
+    ['raster[a.tif].size: 10 -> 20']
     """
     return [*_differ("", old.fingerprint, new.fingerprint), *_differ("", old.layout(), new.layout())]
 
@@ -234,8 +238,22 @@ def _differ(name: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from _differ(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+    elif _parts(old) and _parts(new) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            # A file's facts are told under its name, as long as it is the same file.
+            label = one.get("path") if one.get("path") == other.get("path") else None
+            yield from _differ(f"{name}[{number if label is None else _file_name(label)}]", one, other)
     elif old != new:
         yield f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _parts(value: Any) -> bool:
+    """Whether a value is a list of mappings, such as a raster's files."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, Mapping) for part in value)
+
+
+def _file_name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def _short(value: Any, limit: int = 60) -> str:
