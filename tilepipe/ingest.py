@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.attributes import PROJ, SPATIAL, bounds, spatial_ref_attributes
+from tilepipe.durable import explain
 from tilepipe.errors import InputError, StoreError
 from tilepipe.raster import STRIP_CACHE, RasterSource, cache_bytes, in_strips, open_raster
 from tilepipe.rasterinfo import BandChoice, RasterInfo
@@ -133,7 +134,7 @@ def ingest(
             shutil.rmtree(target)
         os.rename(partial, target)
     except OSError as error:
-        raise StoreError(f"cannot stage {raw.name} at {target}: {error}") from error
+        raise explain(error, f"cannot stage {raw.name} at {target}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_raster(target).select(choice)
@@ -224,9 +225,7 @@ class _Copy:
                     if self._layout.aligned:
                         tasks = [pool.submit(self._copy, window)]
                     else:
-                        tasks = [
-                            pool.submit(self._write, *part) for part in self._cut(window, *self._read(window))
-                        ]
+                        tasks = [pool.submit(self._write, *part) for part in self._cut(window, *self._read(window))]
                     waiting.append((window.area, tasks))
                     while len(waiting) > (2 * workers if self._layout.aligned else 1):
                         done += _finish(waiting.pop(0))
