@@ -27,6 +27,7 @@ from tilepipe.job import Job, cell_offset, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex, TilePlan
 from tilepipe.predict import BlockMaps, Predictor, Wanted
+from tilepipe.prepare import use_large_pages
 from tilepipe.raster import RasterSource
 from tilepipe.schedule import Bounded, Stop, connect, map_bounded, resident
 from tilepipe.store import OutputStore, create_or_resume, stored_spec
@@ -101,16 +102,18 @@ def segment_raster(
     Interrupted (a TilepipeError) after a request to stop; finished blocks are kept in every case.
     """
     started = time.perf_counter()
+    use_large_pages()
     options, stop = options or SegmentOptions(), stop or Stop()
     job = prepare(inputs, model, options, None if options.overwrite else _stored_plan(output))
     if announce is not None:
         announce(job)
     with create_or_resume(output, job.spec(), options.overwrite) as store:
         done = store.done()
-        remaining = [index for index in job.plan.blocks() if index not in done]
-        run = _Run(job, len(done), sum(job.plan.block_window(index).area for index in remaining), progress)
+        remaining = (index for index in job.plan.blocks() if index not in done)
+        finished = sum(job.plan.block_window(BlockIndex(*index)).area for index in done)
+        run = _Run(job, len(done), job.plan.region.area - finished, progress)
         ready = time.perf_counter()
-        if remaining:
+        if len(done) < job.plan.block_count:
             with (
                 _readable(job, output) as source,
                 connect(job.pool) as client,
@@ -189,6 +192,7 @@ class BlockRecipe:
 
     def build(self) -> BlockRunner:
         """The runner that a worker keeps."""
+        use_large_pages()
         return BlockRunner(self)
 
 
@@ -213,9 +217,7 @@ class BlockRunner:
             tile=self.plan.tile,
             threads=recipe.threads,
         )
-        self.weights = (
-            None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
-        )
+        self.weights = None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
 
     def close(self) -> None:
         """Ends the threads and files that the runner holds."""
@@ -294,18 +296,19 @@ def run_block(runner: BlockRunner, index: BlockIndex) -> Outcome:
 class _Run:
     """The tally of one run."""
 
-    def __init__(
-        self, job: Job, resumed: int, total_pixels: int, progress: Callable[[Progress], None] | None
-    ) -> None:
+    def __init__(self, job: Job, resumed: int, total_pixels: int, progress: Callable[[Progress], None] | None) -> None:
         self.job, self.progress = job, progress
         self.state = Progress(resumed, job.plan.block_count, resumed, 0, total_pixels, 0.0)
-        self.errors: list[str] = []
+        self.unreadable = 0
+        self.first: tuple[BlockIndex, str] | None = None
+        """Of the blocks that could not be read the first in the grid, and why."""
         self._report()
 
     def note(self, outcome: Outcome, seconds: float) -> None:
         """Counts one block's outcome."""
         if outcome.error is not None:
-            self.errors.append(outcome.error)
+            self.unreadable += 1
+            self.first = min(self.first or (outcome.block, outcome.error), (outcome.block, outcome.error))
             return
         done, pixels = self.state.done + 1, self.state.pixels + outcome.pixels
         self.state = self.state._replace(done=done, pixels=pixels, seconds=seconds)
@@ -314,15 +317,19 @@ class _Run:
     def check(self, stop: Stop, output: str) -> None:
         """Raises what kept the job from being complete, if anything did."""
         state = self.state
-        if self.errors:
-            raise ReadError(
-                f"{len(self.errors)} of {state.total} blocks could not be read, the first: {self.errors[0]}; "
-                f"{state.done} finished blocks are kept, and the same command tries the others again"
-            )
-        if state.done < state.total:
+        unread = ""
+        if self.first is not None:
+            unread = f"{self.unreadable} of {state.total} blocks could not be read, the first: {self.first[1]}"
+        # A stopped job has blocks that nobody tried: running it again helps, whatever else was unreadable.
+        if state.done + self.unreadable < state.total:
+            told = f"{unread}; " if unread else ""
             raise Interrupted(
-                f"stopped after {state.done} of {state.total} blocks; the same command resumes {output}",
+                f"{told}stopped after {state.done} of {state.total} blocks; the same command resumes {output}",
                 stop.exit_code,
+            )
+        if unread:
+            raise ReadError(
+                f"{unread}; {state.done} finished blocks are kept, and the same command tries the others again"
             )
 
     def summary(self, store: OutputStore, start_seconds: float, seconds: float) -> Summary:
