@@ -96,11 +96,20 @@ def test_equal_weights_give_equal_bytes_and_digests(tmp_path, good):
     assert (tmp_path / "a").read_bytes() == good
     digest = hashlib.sha256(good).hexdigest()
     assert load_model(tmp_path / "a").digest == digest
-    in_memory = Model.of(a_network(), a_card())
-    assert in_memory.digest == digest
-    assert in_memory.source == checkpoint.IN_MEMORY
-    assert Model.of(a_network(seed=1), a_card()).digest != digest
-    assert Model.of(a_network(), a_card(licence="CC0")).digest != digest
+
+
+def test_models_in_memory_are_told_apart_by_what_they_are():
+    model = Model.of(a_network(), a_card())
+    assert model.source == checkpoint.IN_MEMORY
+    assert not model.network.training
+    layout = a_network().to(memory_format=torch.channels_last)
+    assert Model.of(layout, a_card()).digest == Model.of(a_network(), a_card()).digest == model.digest
+    others = [
+        Model.of(a_network(seed=1), a_card()),
+        Model.of(a_network(), a_card(licence="CC0")),
+        Model.of(torch.nn.Sequential(a_network()), a_card()),
+    ]
+    assert len({model.digest, *(other.digest for other in others)}) == 4
 
 
 def test_memory_layout_does_not_change_the_file(good):

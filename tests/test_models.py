@@ -77,8 +77,7 @@ def reference(network, image, relu_in_decoder, steps):
 
     def normalise(x, layer):
         mean, var, scale, shift = (
-            t.detach().numpy()[:, None, None]
-            for t in (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+            t.detach().numpy()[:, None, None] for t in (layer.running_mean, layer.running_var, layer.weight, layer.bias)
         )
         return (x - mean) / np.sqrt(var + layer.eps) * scale + shift
 
@@ -142,7 +141,7 @@ def test_illegal_sizes_are_refused_with_the_nearest_legal_ones(name, excess):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_networks_can_be_traced_and_exported(name):
+def test_networks_can_be_traced_and_take_any_memory_layout(name):
     network, image = small(name), torch.rand(1, 3, 64, 96).double()
     with torch.inference_mode():
         expected = network(image)

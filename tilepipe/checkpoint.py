@@ -53,9 +53,7 @@ class ClassInfo:
         if not isinstance(self.name, str) or not self.name:
             raise ModelError(f"class name {self.name!r} is not legal; give a text")
         if len(self.color) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in self.color):
-            raise ModelError(
-                f"colour {self.color!r} of class {self.name} is not legal; give three numbers 0 to 255"
-            )
+            raise ModelError(f"colour {self.color!r} of class {self.name} is not legal; give three numbers 0 to 255")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
-            raise ModelError(
-                f"model format {self.format_version!r} is unknown; this version reads {FORMAT_VERSION}"
-            )
+            raise ModelError(f"model format {self.format_version!r} is unknown; this version reads {FORMAT_VERSION}")
         if self.task not in TASKS:
             raise ModelError(f"task {self.task!r} is unknown; legal are {', '.join(TASKS)}")
         for name in ("architecture", "nodata", "licence"):
@@ -302,9 +298,7 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], card: ModelCard) -> None
         if name not in found:
             raise ModelError(f"lacks tensor {name} of {card.architecture}")
         if found[name] != shape:
-            raise ModelError(
-                f"tensor {name} has shape {list(found[name])}, {card.architecture} needs {list(shape)}"
-            )
+            raise ModelError(f"tensor {name} has shape {list(found[name])}, {card.architecture} needs {list(shape)}")
     for name in found:
         if name not in wanted:
             raise ModelError(f"holds tensor {name}, which {card.architecture} does not have")
@@ -317,9 +311,7 @@ def filled(card: ModelCard, tensors: dict[str, Tensor]) -> nn.Module:
     state = network.state_dict()
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != state[name].is_floating_point():
-            raise ModelError(
-                f"tensor {name} has type {tensor.dtype}, {card.architecture} needs {state[name].dtype}"
-            )
+            raise ModelError(f"tensor {name} has type {tensor.dtype}, {card.architecture} needs {state[name].dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise ModelError(f"tensor {name} holds values that are not finite")
         state[name] = tensor.to(state[name].dtype)

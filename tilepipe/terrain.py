@@ -209,9 +209,7 @@ def place_buildings(seed: int, grid: Grid, blocks: Grid, kind: int) -> Grid:
             if not free or uniform(i, j, key + 4) > 0.92:
                 continue
             bi, bj, _, _ = nearest_blocks(y, x, blocks, 0)
-            angle = blocks.cells[bi - blocks.row, bj - blocks.col, 3] + 0.5 * math.pi * (
-                uniform(i, j, key + 5) > 0.5
-            )
+            angle = blocks.cells[bi - blocks.row, bj - blocks.col, 3] + 0.5 * math.pi * (uniform(i, j, key + 5) > 0.5)
             cell[0], cell[1], cell[2], cell[3], cell[4] = radius, y, x, math.cos(angle), math.sin(angle)
             cell[5], cell[6] = length, width
             cell[7] = 14.0 + 14.0 * uniform(i, j, key + 6)

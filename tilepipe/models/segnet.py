@@ -168,6 +168,4 @@ def check_sides(shape: Sequence[int], step: int, name: str) -> None:
         if side % step or side < step:
             below, above = side // step * step, (side // step + 1) * step
             nearest = f"{below} and {above}" if below else f"{above}"
-            raise GeometryError(
-                f"{name} cannot take {side} {axis}; legal are multiples of {step}, nearest {nearest}"
-            )
+            raise GeometryError(f"{name} cannot take {side} {axis}; legal are multiples of {step}, nearest {nearest}")
