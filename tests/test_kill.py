@@ -18,6 +18,7 @@ from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
 from tilepipe.store import open_store
 
+SIDE = 420
 OPTIONS = SegmentOptions(block=(64, 64), device="cpu", confidence=True, threads=2, tile=(192, 192), stitch="blend")
 
 
@@ -54,7 +55,7 @@ def kill_many(folder: Path, kills: int, inside: int) -> None:
     from dataclasses import replace
 
     save_model(folder / "m.safetensors", network, replace(card, architecture="segnet-basic", arguments=arguments))
-    raster = write_raster(folder / "in.tif", scene((700, 700), seed=1))
+    raster = write_raster(folder / "in.tif", scene((SIDE, SIDE), seed=1))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tilepipe.pipeline", "test_kill"])
     out, traces, rng = folder / "killed.zarr", folder / "traces", random.Random(0)

@@ -71,6 +71,11 @@ class CudaDevice:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
 
+    def limit(self, size: int) -> None:
+        """Lets torch's allocator take at most `size` bytes of the device."""
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), self.device)
+
     def peak_bytes(self) -> int:
         """The most memory that was reserved at once."""
         return int(torch.cuda.max_memory_reserved(self.device))

@@ -217,6 +217,9 @@ class BlockRunner:
             tile=self.plan.tile,
             threads=recipe.threads,
         )
+        if self.plan.projection.device:
+            # Before anything is stored: what the device cannot do ends the job here.
+            self.predictor.settle(self.plan.projection.device)
         self.weights = None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tilepipe.errors import ModelError, UsageError
+from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.maps import BlockJob, BlockMaps, Wanted
 from tilepipe.predict_cpu import CpuEngine
 from tilepipe.prepare import prepare
@@ -139,6 +139,20 @@ class Predictor:
             started = time.perf_counter()
             self.exact(zeros, None, [whole], (rows, cols))
         return WarmUp((rows, cols), time.perf_counter() - started, self._engine.device_bytes())
+
+    def settle(self, device_bytes: int) -> WarmUp:
+        """What a first tile took, on a device that from now on gives no more than `device_bytes`.
+
+        Raises RunError where the tile needs more than that. On the CPU nothing is limited.
+        """
+        self._engine.limit(device_bytes)
+        warm = self.warm_up()
+        if warm.device_bytes > device_bytes:
+            raise RunError(
+                f"one tile of {self.tile[0]} x {self.tile[1]} took {warm.device_bytes / 2**30:.1f} GiB of device memory, "
+                f"over the {device_bytes / 2**30:.1f} GiB planned; choose a smaller --tile"
+            )
+        return warm
 
     def close(self) -> None:
         """Gives back threads and device memory."""

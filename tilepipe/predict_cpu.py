@@ -71,6 +71,9 @@ class CpuEngine:
         """0: the CPU has no memory of its own."""
         return 0
 
+    def limit(self, size: int) -> None:
+        """Nothing: the host's memory is bounded by the plan."""
+
     def exact(self, job: BlockJob) -> BlockMaps:
         """The block's maps, each output from the one tile whose core it lies in."""
         maps = BlockMaps.unfilled(job.shape, self.classes, job.wanted)

@@ -49,6 +49,10 @@ class CudaEngine:
         """The most device memory that was reserved at once."""
         return self.device.peak_bytes()
 
+    def limit(self, size: int) -> None:
+        """Lets the device give no more than `size` bytes."""
+        self.device.limit(size)
+
     def output_shape(self, bands: int) -> tuple[int, int]:
         """The (rows, columns) that the network makes of a tile."""
         zeros = np.zeros((bands, *self.tile), np.uint8)
