@@ -40,6 +40,9 @@ class Engine(Protocol):
         """Memory of a device of its own at its peak; 0 on the CPU."""
         ...
 
+    def limit(self, size: int) -> None:
+        """Lets a device of its own give no more than `size` bytes."""
+
     def close(self) -> None:
         """Gives back threads and memory."""
 
