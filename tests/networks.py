@@ -240,11 +240,7 @@ class Shuffle(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, rows, cols = x.shape
-        y = (
-            x.view(n, c, rows // 2, 2, cols // 2, 2)
-            .permute(0, 1, 3, 5, 2, 4)
-            .reshape(n, 4 * c, rows // 2, cols // 2)
-        )
+        y = x.view(n, c, rows // 2, 2, cols // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, 4 * c, rows // 2, cols // 2)
         return F.pixel_shuffle(self.a(y), 2) + F.pixel_shuffle(F.pixel_unshuffle(self.b(x)[:, :2], 2), 2)
 
 

@@ -15,7 +15,6 @@ from tilepipe.geometry import AxisGeometry, Layer, Sizes, Trace, fold
 from tilepipe.steps import Filter, Mixing, Resample, Same, Slide, Spread, Step
 from tilepipe.window import Interval
 
-
 few = settings(deadline=None, max_examples=60)
 
 
@@ -156,9 +155,7 @@ sizes = st.builds(Sizes, st.lists(st.integers(1, 60), min_size=1, max_size=4).ma
 @given(sizes, st.integers(0, 150))
 def test_sizes_agree_with_enumeration(one, n):
     upto = range(1, 400)
-    legal = [
-        m for m in upto if any(m == a or (one.step and m > a and (m - a) % one.step == 0) for a in one.minimums)
-    ]
+    legal = [m for m in upto if any(m == a or (one.step and m > a and (m - a) % one.step == 0) for a in one.minimums)]
     assert [m for m in upto if one.legal(m)] == legal
     above, below = [m for m in legal if m >= n], [m for m in legal if m <= n]
     if above:

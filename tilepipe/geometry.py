@@ -227,9 +227,7 @@ class AxisGeometry:
         """The output's size for a legal input size n; raises GeometryError for another."""
         if not self.sizes.legal(n):
             near = " or ".join(str(size) for size in self.sizes.nearest(n))
-            raise GeometryError(
-                f"{n} pixels do not pass through the network; legal: {self.sizes}; nearest: {near}"
-            )
+            raise GeometryError(f"{n} pixels do not pass through the network; legal: {self.sizes}; nearest: {near}")
         return (n - sum(self.trim) - self.shortfall) // self.scale
 
     def tile(self, core: int, residue_of: int | None = None) -> int:

@@ -2,29 +2,31 @@
 
 Two tests, each of which misses what the other finds:
 
-1. Poison. Everything outside a core and its reach becomes NaN, then noise; the core must not change. A reach that is
-   too small fails.
-2. Congruence. Tiles of two sizes, at several legal origins, inside and at all four borders, must equal one pass over
-   a raster a few alignment steps larger, wherever the geometry says they do. Misplaced pooling windows, parallel
-   strides that disagree and resizing with aligned corners fail.
+1. Poison. Everything outside a core and its reach becomes NaN, then noise; the core must not change. A reach that
+   is too small fails.
+2. Congruence. Tiles of two sizes, at several legal origins, inside and at all four borders, must equal one pass
+   over a raster a few alignment steps larger, wherever the geometry says they do. Misplaced pooling windows,
+   parallel strides that disagree and resizing with aligned corners fail.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from tilepipe.errors import GeometryError
 from tilepipe.geometry import AxisGeometry, Geometry, round_up
-from tilepipe.trace import first_map
+from tilepipe.trace import activation_bytes, first_map
 from tilepipe.window import Interval, Window
 
-_AREA = 2_000_000
-"""Pixels above which rows and columns are proved one after the other, the other axis as small as it may be."""
+_WORK = 3e11
+"""Operations in a pass above which rows and columns are proved apart, beside one tile that moves along both."""
+_HARD_WORK = 2e12
+"""Operations in a pass above which that one tile is left out."""
 _SMALL_AREA = 400_000
 """Pixels up to which further residue classes of sizes are proved too."""
 _CLASSES = 4
@@ -84,8 +86,8 @@ class _Axis:
     geometry: AxisGeometry
     extent: int
     tiles: tuple[_Cut, ...]
-    core: Interval
-    """Outputs, aligned."""
+    core: Interval | None
+    """Outputs, aligned; None: not poisoned here."""
     need: Interval
     """The inputs that the core needs."""
 
@@ -124,12 +126,12 @@ class _Subject:
     def checks(self) -> Iterator[Check]:
         """All comparisons, as far as the network runs."""
         amplitude = self._amplitude()
-        for index, (rows, cols) in enumerate(_trials(self.geometry)):
+        for rows, cols in _trials(self.geometry, self._flops()):
             image = amplitude * self._noise(rows.extent, cols.extent)
             whole = self._run(image)
-            if index == 0 or min(len(rows.tiles), len(cols.tiles)) == 1:
-                yield from self._poison(image, whole, rows, cols, amplitude)
-            for row, col in zip(rows.tiles, _cycled(cols.tiles, len(rows.tiles)), strict=True):
+            if rows.core and cols.core:
+                yield from self._poison(image, whole, (rows.core, rows.need), (cols.core, cols.need), amplitude)
+            for row, col in _paired(rows.tiles, cols.tiles):
                 yield self._congruence(image, whole, (rows, row), (cols, col))
 
     def _noise(self, rows: int, cols: int) -> torch.Tensor:
@@ -161,19 +163,30 @@ class _Subject:
                 best, chosen = answer, amplitude
         return chosen
 
+    def _flops(self) -> float:
+        """Operations for an input pixel."""
+        rows, cols = (axis.sizes.minimums[0] for axis in self.geometry.axes)
+        cost = activation_bytes(self.network, (1, self.channels, rows, cols), torch.float64)
+        return cost.flops / (rows * cols)
+
     def _poison(
-        self, image: torch.Tensor, whole: torch.Tensor, rows: _Axis, cols: _Axis, amplitude: float
+        self,
+        image: torch.Tensor,
+        whole: torch.Tensor,
+        rows: tuple[Interval, Interval],
+        cols: tuple[Interval, Interval],
+        amplitude: float,
     ) -> Iterator[Check]:
-        core = _part(whole, rows.core, cols.core)
-        keep = Window(rows.need.clip(rows.extent), cols.need.clip(cols.extent))
-        poisons = ("NaN", torch.full_like(image, torch.nan)), ("noise", 10 * amplitude * self._noise(*image.shape[2:]))
-        for name, poisoned in poisons:
-            inside = keep.within(Window.whole((rows.extent, cols.extent)))
+        """The two checks around a core, given (outputs, inputs that they need) along either axis."""
+        core, shape = _part(whole, rows[0], cols[0]), (int(image.shape[2]), int(image.shape[3]))
+        keep = Window(rows[1].clip(shape[0]), cols[1].clip(shape[1]))
+        inside = keep.within(Window.whole(shape))
+        for name in "NaN", "noise":
+            poisoned = torch.full_like(image, torch.nan) if name == "NaN" else 10 * amplitude * self._noise(*shape)
             poisoned[(..., *inside)] = image[(..., *inside)]
-            found = _part(self._run(poisoned), rows.core, cols.core)
+            found = _part(self._run(poisoned), rows[0], cols[0])
             ok, deviation = _equal(core, found, whole)
-            where = f"core of {rows.core} x {cols.core} outputs, {name} outside {keep}".replace("Interval", "")
-            yield Check("poison", f"{where}: {deviation}", ok)
+            yield Check("poison", f"core {Window(rows[0], cols[0])}; {name} outside {keep}: {deviation}", ok)
 
     def _congruence(
         self, image: torch.Tensor, whole: torch.Tensor, row: tuple[_Axis, _Cut], col: tuple[_Axis, _Cut]
@@ -210,18 +223,25 @@ def _equal(expected: torch.Tensor, found: torch.Tensor, whole: torch.Tensor) -> 
 # ---- what to try -----------------------------------------------------------------------------------------------
 
 
-def _trials(geometry: Geometry) -> Iterator[tuple[_Axis, _Axis]]:
-    """Pairs of axes to try together: the first in full, then further residue classes where they are cheap."""
+def _trials(geometry: Geometry, flops: float) -> Iterator[tuple[_Axis, _Axis]]:
+    """Pairs of axes to try together, for a network of `flops` operations for an input pixel.
+
+    A cheap network is tried on both axes at once, then on further residue classes. A dear one is tried along one axis
+    with the other as short as it may be, then the other way round, then with one inner tile on both.
+    """
     rows, cols = (_axis(axis, axis.sizes.minimums[0]) for axis in geometry.axes)
-    if rows.extent * cols.extent > _AREA:
+    work = flops * rows.extent * cols.extent
+    if work > _WORK:
         yield rows, _shortest(geometry.cols)
         yield _shortest(geometry.rows), cols
+        if work <= _HARD_WORK:
+            yield replace(rows, tiles=rows.tiles[2:3], core=None), replace(cols, tiles=cols.tiles[3:4], core=None)
         return
     yield rows, cols
     count = max(len(axis.sizes.minimums) for axis in geometry.axes)
     for index in range(1, min(count, _CLASSES)):
         chosen = [_residue(axis, index * max(1, count // _CLASSES)) for axis in geometry.axes]
-        pair = tuple(_axis(axis, least, few=True) for axis, least in zip(geometry.axes, chosen, strict=True))
+        pair = [_axis(axis, least, few=True) for axis, least in zip(geometry.axes, chosen, strict=True)]
         if pair[0].extent * pair[1].extent <= _SMALL_AREA:
             yield pair[0], pair[1]
 
@@ -240,7 +260,8 @@ def _axis(axis: AxisGeometry, residue_of: int, few: bool = False) -> _Axis:
     tiles = [_Cut(0, tile), _Cut(extent - tile, tile), _Cut(step, tile)]
     if not few:
         tiles += [_Cut(2 * step, tile), _Cut(0, larger), _Cut(extent - larger, larger), _Cut(step, larger)]
-    return _poisoned(axis, extent, tiles)
+    poisoned = _poisoned(axis, extent, tiles)
+    return replace(poisoned, core=None) if few else poisoned
 
 
 def _poisoned(axis: AxisGeometry, extent: int, tiles: list[_Cut]) -> _Axis:
@@ -258,8 +279,8 @@ def _shortest(axis: AxisGeometry) -> _Axis:
     return _Axis(axis, least, (_Cut(0, least),), core, Interval(0, least))
 
 
-def _cycled(tiles: tuple[_Cut, ...], count: int) -> list[_Cut]:
-    """The column tiles beside `count` row tiles: shifted by one behind the two corners, so that pairs vary."""
-    corners, rest = list(tiles[:2]), list(tiles[2:])
-    mixed = corners + rest[1:] + rest[:1]
-    return [mixed[index % len(mixed)] for index in range(count)]
+def _paired(rows: tuple[_Cut, ...], cols: tuple[_Cut, ...]) -> list[tuple[_Cut, _Cut]]:
+    """Tiles of both axes: the corners together, then the inner ones shifted by one, so that pairs vary."""
+    count = max(len(rows), len(cols))
+    mixed = cols if len(cols) == 1 else (*cols[:2], *cols[3:], cols[2])
+    return [(rows[index % len(rows)], mixed[index % len(mixed)]) for index in range(count)]

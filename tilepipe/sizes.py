@@ -15,26 +15,17 @@ traces the network at candidate sizes and compares the traces.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from math import ceil, floor, lcm
+from math import floor, lcm
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import AxisGeometry, Geometry, Layer, Sizes, Trace, describe, fold
-from tilepipe.steps import Mixing, Resample, Slide, Spread, Step
-from tilepipe.window import Interval
+from tilepipe.geometry import AxisGeometry, Geometry, Layer, Sizes, Trace, describe
+from tilepipe.residues import Residue, Sample, fault_of, in_words, judge, loss_of, placement_of, reach_of
+from tilepipe.steps import Mixing, Resample
 
 TraceAt = Callable[[int, int], Trace]
 """A network's trace at (rows, columns); raises whatever the network raises at a size that it does not accept."""
-
-Sample = Callable[[int], Trace]
-"""A network's trace as a function of one axis's size."""
-
-
-class SizeRefusedError(Exception):
-    """A network that raised at one input size; the message names the layer. Another size may do."""
-
 
 _OBLONG = 64
 _BASES = (256, 512, 1024, 2048)
@@ -63,7 +54,7 @@ def derive(trace_at: TraceAt) -> Geometry:
 def _first_trace(trace_at: TraceAt) -> tuple[int, Trace]:
     """A square size that passes, and its trace; tries sizes in the order of their likelihood."""
     last: Exception | None = None
-    for n in chain(range(256, 320), _COMMON, range(255, 0, -1), range(320, 640)):
+    for n in chain(range(256, 320), _COMMON, range(128, 0, -1), range(132, 640, 4)):
         try:
             return n, trace_at(n, n)
         except GeometryError as error:
@@ -72,14 +63,9 @@ def _first_trace(trace_at: TraceAt) -> tuple[int, Trace]:
             last = error
         except Exception as error:
             last = error
-    raise GeometryError(f"no input from 1 x 1 to 639 x 639 pixels passes through the network; last: {_line(last)}")
-
-
-def _line(error: Exception | None) -> str:
-    if isinstance(error, SizeRefusedError | GeometryError):
-        return str(error)
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    raise GeometryError(
+        f"none of many input sizes from 1 x 1 to 636 x 636 passes through the network; last: {in_words(last)}"
+    )
 
 
 def _squares_only(trace_at: TraceAt, axis: AxisGeometry) -> str | None:
@@ -89,40 +75,11 @@ def _squares_only(trace_at: TraceAt, axis: AxisGeometry) -> str | None:
         try:
             trace = trace_at(*shape)
         except Exception as error:
-            return f"the network accepts square inputs but not {shape[0]} x {shape[1]}: {_line(error)}"
+            return f"the network accepts square inputs but not {shape[0]} x {shape[1]}: {in_words(error)}"
         size = axis.output_size(shape[0]), axis.output_size(shape[1])
         if trace.layers[-1].size != size:
             return f"the network's output for {shape[0]} x {shape[1]} is not {size[0]} x {size[1]}"
     return None
-
-
-# ---- one axis -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Class:
-    """A residue class of sizes, judged at one size and the two that follow it."""
-
-    size: int
-    trace: Trace
-    scales: tuple[Fraction | None, ...]
-    """Input pixels per pixel of each layer; None for a layer whose size does not grow."""
-    loss: str | None
-    fault: str | None
-    """Why tile and raster would not see the same network; None where they do."""
-
-    @property
-    def clean(self) -> bool:
-        return self.loss is None and self.fault is None
-
-    def scale(self) -> int:
-        scale = self.scales[-1]
-        if scale is None or scale.denominator != 1:
-            raise GeometryError("a class without a whole scale")
-        return int(scale)
-
-    def shortfall(self, axis: int) -> int:
-        return self.size - self.scale() * self.trace.layers[-1].size[axis]
 
 
 def _axis(sample: Sample, axis: int, start: int, trace: Trace) -> tuple[AxisGeometry, str | None]:
@@ -137,11 +94,11 @@ def _axis(sample: Sample, axis: int, start: int, trace: Trace) -> tuple[AxisGeom
         period = alignment
     classes = _alike(classes, axis)
     minimums = tuple(_minimum(sample, axis, period, each) for each in classes)
-    mixing = trace.mixing
+    mixing = classes[0].trace.mixing
     obstacle = _blame(mixing, axis) if mixing else classes[0].fault or classes[0].loss
-    reach = None if obstacle else _reach(classes, axis, alignment)
+    reach = None if obstacle else reach_of(classes, axis, alignment)
     scale, shortfall = classes[0].scale(), classes[0].shortfall(axis)
-    trim, offset = _placement(classes[0], axis, shortfall)
+    trim, offset = placement_of(classes[0], axis, shortfall)
     geometry = AxisGeometry(
         Sizes(minimums, period), alignment, reach, scale, trim, offset, shortfall if scale > 1 else 0
     )
@@ -182,16 +139,18 @@ def _snap(step: Resample, size: int) -> Fraction:
     return next(near, nearest if step.ratio >= 1 else 1 / nearest)
 
 
-def _classes(sample: Sample, axis: int, period: int) -> tuple[list[_Class], str]:
+def _classes(sample: Sample, axis: int, period: int) -> tuple[list[Residue], str]:
     """The best residue classes that exist, clean ones before others, and where there are none a reason."""
     lossy: list[int] = []
     reasons: list[str] = []
     for base in _BASES:
         begin = -(-base // period) * period
-        found: list[_Class] = []
+        found: list[Residue] = []
         for size in range(begin, begin + period):
-            judged = _judge(sample, axis, period, size)
-            if isinstance(judged, _Class):
+            if found and _covers(found[0], axis) and _differs(sample, size, axis, found[0]):
+                continue
+            judged = judge(sample, axis, period, size)
+            if isinstance(judged, Residue):
                 found.append(judged)
             elif judged is None:
                 lossy.append(size)
@@ -199,110 +158,35 @@ def _classes(sample: Sample, axis: int, period: int) -> tuple[list[_Class], str]
                 reasons.append(judged)
         if found:
             return [each for each in found if each.clean] or found, ""
-    despite = (_judge(sample, axis, period, size, lossless=False) for size in lossy[:period])
-    return [each for each in despite if isinstance(each, _Class)], next(iter(reasons), "no size passes")
+    despite = [judge(sample, axis, period, size, lossless=False) for size in lossy[:period]]
+    reasons += [each for each in despite if isinstance(each, str)]
+    return [each for each in despite if isinstance(each, Residue)], next(iter(reasons), "none passes")
 
 
-def _judge(sample: Sample, axis: int, period: int, size: int, lossless: bool = True) -> _Class | str | None:
-    """The residue class of `size`, or why it is none; None where it is not lossless and has to be."""
+def _covers(given: Residue, axis: int) -> bool:
+    return given.clean and given.shortfall(axis) == 0
+
+
+def _differs(sample: Sample, size: int, axis: int, given: Residue) -> bool:
+    """Whether the output for `size` does not cover the input as that of a class does."""
     try:
-        first = sample(size)
-        loss = _loss(first, axis)
-        if loss and lossless:
-            return None
-        second = sample(size + period)
-        if len(first.layers) != len(second.layers):
-            return f"the network runs other layers at {size + period} pixels than at {size}"
-        scales = tuple(
-            Fraction(period, grown) if (grown := b.size[axis] - a.size[axis]) > 0 else None
-            for a, b in zip(first.layers, second.layers, strict=True)
-        )
-        fault = _fault(first, second, axis, scales, period)
-        third = sample(size + 2 * period)
-        fault = fault or _fault(first, third, axis, scales, 2 * period)
-    except Exception as error:
-        return _line(error)
-    unfit = _unfit(size, first.layers[-1].size[axis], scales[-1])
-    return unfit or _Class(size, first, scales, loss, fault)
+        return size != given.scale() * sample(size).layers[-1].size[axis]
+    except Exception:
+        return True
 
 
-def _unfit(size: int, out: int, scale: Fraction | None) -> str | None:
-    """Why an output of `out` pixels, one for `scale` input pixels, cannot be a map of `size` pixels."""
-    if scale is None or not out:
-        return f"the output does not grow with the input: {out} pixels for {size}"
-    if scale.denominator != 1:
-        return f"the output has {1 / scale} pixels per input pixel; legal: one for a whole number of input pixels"
-    if scale == 1 and out > size:
-        return f"the output is {out - size} pixels larger than its input of {size}; crop it to the input's size"
-    return None
-
-
-def _loss(trace: Trace, axis: int) -> str | None:
-    """The first strided step that drops data, or unpooling that misses its pool's size, if any."""
-    what = ("rows", "columns")[axis]
-    for layer in trace.layers[1:]:
-        step, size = layer.step(axis), layer.size[axis]
-        if isinstance(step, Slide) and step.stride > 1:
-            size_in = trace.layers[layer.inputs[0]].size[axis]
-            lost = step.dropped(size_in, size)
-            if lost:
-                return describe(layer, f"drops the last {lost} of {size_in} {what}")
-        if layer.expected is not None and size != layer.expected[axis]:
-            return describe(layer, f"returns {size} {what} where its pool took {layer.expected[axis]}")
-    return None
-
-
-def _fault(small: Trace, large: Trace, axis: int, scales: tuple[Fraction | None, ...], growth: int) -> str | None:
-    """The first layer that differs between two sizes in more than its size; None where all agree."""
-    if len(small.layers) != len(large.layers):
-        return f"the network runs {len(large.layers)} layers at one size and {len(small.layers)} at another"
-    for index, (a, b) in enumerate(zip(small.layers, large.layers, strict=True)):
-        if a.inputs != b.inputs or a.operator != b.operator:
-            return describe(
-                b, f"runs at one size and at another does not, or with other numbers than {a.operator}"
-            )
-        placed = [scale for source in a.inputs if (scale := scales[source]) is not None]
-        step = a.step(axis)
-        if not placed or isinstance(step, Mixing):
-            continue
-        fault = _misfit(a, b, axis, scales[index], growth)
-        if fault is None and any(source * step.place[0] != scales[index] for source in placed):
-            fault = "joins maps of different resolution"
-        if fault:
-            return describe(b, fault)
-    return None
-
-
-def _misfit(a: Layer, b: Layer, axis: int, scale: Fraction | None, growth: int) -> str | None:
-    """What is wrong with a layer that is `b` for an input larger by `growth` pixels than that of `a`."""
-    if a.step(axis) != b.step(axis):
-        return _difference(a.step(axis), b.step(axis))
-    if scale is None or (b.size[axis] - a.size[axis]) * scale != growth:
-        return "does not grow in proportion to the input"
-    return None
-
-
-def _difference(a: Step, b: Step) -> str:
-    if isinstance(a, Resample) and isinstance(b, Resample):
-        corners = " with aligned corners" if b.aligned else ""
-        return f"resizes{corners} by a ratio that changes with the size, {a.ratio} and then {b.ratio}"
-    if isinstance(a, Slide | Spread) and isinstance(b, Slide | Spread):
-        return "crops, pads or strides by an amount that changes with the size"
-    return "treats its input differently at different sizes"
-
-
-def _alignment(classes: list[_Class]) -> int:
+def _alignment(classes: list[Residue]) -> int:
     return lcm(*(scale.numerator for each in classes for scale in each.scales if scale is not None))
 
 
-def _alike(classes: list[_Class], axis: int) -> list[_Class]:
+def _alike(classes: list[Residue], axis: int) -> list[Residue]:
     """The classes whose output's size follows one formula: the one closest to covering the input."""
     best = min(classes, key=lambda each: (abs(each.shortfall(axis)), each.scale()))
     same = (best.scale(), best.shortfall(axis))
     return [each for each in classes if (each.scale(), each.shortfall(axis)) == same]
 
 
-def _minimum(sample: Sample, axis: int, period: int, given: _Class) -> int:
+def _minimum(sample: Sample, axis: int, period: int, given: Residue) -> int:
     """The smallest size of a class, by bisection: what passes at one size passes at larger ones."""
 
     def passes(size: int) -> bool:
@@ -311,12 +195,11 @@ def _minimum(sample: Sample, axis: int, period: int, given: _Class) -> int:
         except Exception:
             return False
         if given.clean:
-            fault = _fault(trace, given.trace, axis, given.scales, given.size - size)
-            return fault is None and _loss(trace, axis) is None
+            fault = fault_of(trace, given.trace, axis, given.scales, given.size - size)
+            return fault is None and loss_of(trace, axis) is None
         out = trace.layers[-1].size[axis]
         return (
-            size - given.scale() * out == given.shortfall(axis)
-            and (given.loss or _loss(trace, axis)) == given.loss
+            size - given.scale() * out == given.shortfall(axis) and (given.loss or loss_of(trace, axis)) == given.loss
         )
 
     residue = given.size % period
@@ -327,63 +210,11 @@ def _minimum(sample: Sample, axis: int, period: int, given: _Class) -> int:
     return residue + high * period
 
 
-def _reach(classes: list[_Class], axis: int, alignment: int) -> tuple[int, int]:
-    """How far beyond an aligned core a tile has to go, (before, after); the widest over all classes.
-
-    Folds a core of one alignment inside the raster, and one at each border, where reflection reads back inwards.
-    """
-    before = after = 0
-    for each in classes:
-        scale, size = each.scale(), each.trace.layers[-1].size[axis]
-        step = alignment // scale
-        last = (size - 1) // step * step
-        inside = _margins(each, axis, fold(each.trace, axis, Interval(0, step)))
-        at_start = _margins(each, axis, fold(each.trace, axis, Interval(0, step), at_start=True))
-        at_end = _margins(each, axis, fold(each.trace, axis, Interval(last, size), at_end=True))
-        before = max(before, inside[0], at_end[0] + scale * last)
-        after = max(after, inside[1] - alignment, at_start[1] - alignment)
-    return before, after
-
-
-def _margins(given: _Class, axis: int, needs: list[Interval | None]) -> tuple[int, int]:
-    """(a, b): a tile from input -a to input b has, in every layer, the pixels that are needed.
-
-    The input alone does not tell: a pixel that reads no input, in a gap of a transposed convolution, or one in
-    front of a crop, is a value in the raster and padding in a tile that ends before it.
-    """
-    before, after = Fraction(-given.size), Fraction(-given.size)
-    for layer, need, scale in zip(given.trace.layers, needs, given.scales, strict=True):
-        if need is not None and scale is not None and len(need):
-            before = max(before, -need.start * scale)
-            after = max(after, given.size + (need.stop - layer.size[axis]) * scale)
-    return ceil(before), ceil(after)
-
-
-def _placement(given: _Class, axis: int, shortfall: int) -> tuple[tuple[int, int], Fraction]:
-    """(trim, offset) of a class: where its outputs lie among the inputs."""
-    if shortfall == 0:
-        return (0, 0), Fraction(0)
-    shifts: list[Fraction] = [Fraction(0)]
-    scales = given.scales
-    for layer in given.trace.layers[1:]:
-        source = next((index for index in layer.inputs if scales[index] is not None), layer.inputs[0])
-        step = layer.step(axis)
-        shift = Fraction(0) if isinstance(step, Mixing) else step.place[1]
-        shifts.append(shifts[source] + shift * (scales[source] or 0))
-    if given.scale() > 1:
-        return (0, 0), shifts[-1]
-    before = min(max(floor(shifts[-1]), 0), shortfall)
-    return (before, shortfall - before), Fraction(before)
-
-
-# ---- networks of one size ---------------------------------------------------------------------------------------
-
-
 def _fixed(sample: Sample, axis: int, start: int, period: int, refusal: str) -> tuple[AxisGeometry, str | None]:
     """The geometry of a network that accepts single sizes around `start`, for blended stitching."""
-    found = list(_single_sizes(sample, axis, start, period))
+    found = [] if _passes(sample, start + 2 * period) else list(_single_sizes(sample, axis, start, period))
     if not found:
-        raise GeometryError(f"no class of sizes passes through the network without loss: {refusal}")
+        raise GeometryError(f"no input size gives a map of the input: {refusal}")
     scale, shortfall = found[0][1], found[0][2]
     sizes = Sizes(tuple(size for size, *rest in found if rest == [scale, shortfall]), 0)
     offset = Fraction(shortfall, 2)
@@ -396,6 +227,14 @@ def _fixed(sample: Sample, axis: int, start: int, period: int, refusal: str) -> 
     return AxisGeometry(sizes, scale, None, scale, trim, offset, shortfall), obstacle
 
 
+def _passes(sample: Sample, size: int) -> bool:
+    try:
+        sample(size)
+    except Exception:
+        return False
+    return True
+
+
 def _single_sizes(sample: Sample, axis: int, start: int, period: int) -> Iterator[tuple[int, int, int]]:
     """(size, scale, shortfall) of the lossless sizes within a period of `start`."""
     for size in range(max(1, start - period), start + period + 1):
@@ -404,6 +243,6 @@ def _single_sizes(sample: Sample, axis: int, start: int, period: int) -> Iterato
         except Exception:
             continue
         out = trace.layers[-1].size[axis]
-        if out and _loss(trace, axis) is None and size >= out:
+        if out and loss_of(trace, axis) is None and size >= out:
             scale = max(1, round(size / out))
             yield size, scale, size - scale * out

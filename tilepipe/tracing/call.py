@@ -70,9 +70,7 @@ class Call:
         shape = self.outputs[output].shape
         if len(shape) != len(dims):
             return guessed(shape, dims)
-        new = {
-            dim[0][0]: size for dim, size in zip(dims, shape, strict=True) if len(dim) == 1 and dim[0][0] != "x"
-        }
+        new = {dim[0][0]: size for dim, size in zip(dims, shape, strict=True) if len(dim) == 1 and dim[0][0] != "x"}
         return tuple(
             resized((dim,), new)[0] if any(kind != "x" for kind, _ in dim) else plain(size)
             for dim, size in zip(dims, shape, strict=True)

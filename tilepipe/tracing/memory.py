@@ -1,4 +1,4 @@
-"""What a network holds in memory at one input shape, counted on meta tensors without computing anything."""
+"""What a network costs at one input shape, counted on meta tensors without computing anything."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tilepipe.tracing.run import on_meta
+from tilepipe.tracing.shapes import shape_only
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a network holds while it runs once."""
+    """Bytes that a network holds while it runs once, and what it computes."""
 
     peak: int
     """Activations alive at the same time, at most: input, results and pooling positions."""
@@ -26,6 +27,8 @@ class Memory:
     """Parameters and buffers."""
     largest: int
     """Elements, not bytes, of the largest tensor."""
+    flops: int
+    """Multiplications and additions of its convolutions and matrix products."""
 
 
 def activation_bytes(network: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Memory:
@@ -41,7 +44,11 @@ def activation_bytes(network: nn.Module, shape: tuple[int, int, int, int], dtype
     ledger.enter(image)
     with torch.no_grad(), ledger:
         meta(image)
-    return Memory(ledger.peak, ledger.workspace, weights, ledger.largest)
+    return Memory(ledger.peak, ledger.workspace, weights, ledger.largest, ledger.flops)
+
+
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+"""Matrix products, and which argument's last dimension they contract."""
 
 
 class _Ledger(TorchDispatchMode):
@@ -50,7 +57,7 @@ class _Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, int] = {}
-        self.total = self.peak = self.workspace = self.largest = 0
+        self.total = self.peak = self.workspace = self.largest = self.flops = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -60,11 +67,16 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = shape_only(func, args)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self.enter(tensor)
         if func.overloadpacket.__name__ == "convolution":
             self.workspace = max(self.workspace, _bytes(args[0]) + _bytes(result))
+            self.flops += 2 * (args[0] if args[6] else result).numel() * args[1][0].numel()
+        elif func.overloadpacket.__name__ in _PRODUCTS:
+            self.flops += 2 * result.numel() * args[_PRODUCTS[func.overloadpacket.__name__]].shape[-1]
         return result
 
     def enter(self, tensor: torch.Tensor) -> None:

@@ -60,9 +60,7 @@ def _pool_steps(call: Call) -> list[Step]:
     sizes = _pair(kernel, count, 1)
     stride = _pair(call.get("stride"), count, 0)
     padding, dilation = _pair(call.get("padding"), count, 0), _pair(call.get("dilation"), count, 1)
-    return [
-        Slide(s or k, p, d * (k - 1) + 1, p) for k, s, p, d in zip(sizes, stride, padding, dilation, strict=True)
-    ]
+    return [Slide(s or k, p, d * (k - 1) + 1, p) for k, s, p, d in zip(sizes, stride, padding, dilation, strict=True)]
 
 
 def pool(call: Call) -> Sequence[Result]:
@@ -134,9 +132,7 @@ def pad(mirror: bool) -> Handler:
     """The handler for a padding or, where negative, cropping; `mirror` for reflection."""
 
     def handler(call: Call) -> Sequence[Result]:
-        steps = [
-            Slide(1, before, 1, after, mirror) if before or after else Same() for before, after in _pads(call)
-        ]
+        steps = [Slide(1, before, 1, after, mirror) if before or after else Same() for before, after in _pads(call)]
         return [sliding(call, call.first, steps)]
 
     return handler
@@ -205,9 +201,7 @@ def reduction(call: Call) -> Sequence[Result]:
     """Sums, means, extremes and softmax along some dimensions."""
     field = call.first
     over = call.get("dim")
-    dims = (
-        list(range(len(field.dims))) if over is None or over == [] else [over] if isinstance(over, int) else over
-    )
+    dims = list(range(len(field.dims))) if over is None or over == [] else [over] if isinstance(over, int) else over
     reduced = {dim % len(field.dims) for dim in dims}
     kept = len(call.outputs[0].shape) == len(field.dims)
     left: list[Any] = []
@@ -236,9 +230,7 @@ def product(call: Call) -> Sequence[Result]:
     dims: Dims = (*batch, a_dims[-2], *outer)
     kinds = [kind for dim in dims for kind, _ in dim if kind != "x"]
     if any(kind != "x" for kind, _ in (*a_dims[-1], *inner)):
-        return [
-            call.mix("combines all places by a matrix product (attention, or a linear layer over the map)", dims)
-        ]
+        return [call.mix("combines all places by a matrix product (attention, or a linear layer over the map)", dims)]
     if len(kinds) != len(set(kinds)):
         axes_once = (*batch, a_dims[-2], *(plain(size) for size in call.outputs[0].shape[-1:] if outer))
         return [call.mix("compares all places with each other (attention)", axes_once)]

@@ -95,9 +95,7 @@ class Recorder:
     def write(self, target: torch.Tensor, value: Field | None) -> None:
         """Notes that `target` now holds `value` (None: a constant), as do tensors that share its memory."""
         before = self.field(target)
-        siblings = [
-            each for each in self._by_storage.get(target.untyped_storage()._cdata, []) if each is not target
-        ]
+        siblings = [each for each in self._by_storage.get(target.untyped_storage()._cdata, []) if each is not target]
         for other in siblings:
             self._overlay(other, target, before, value)
         if value is None:
@@ -106,9 +104,7 @@ class Recorder:
         else:
             self.track(target, value)
 
-    def _overlay(
-        self, other: torch.Tensor, target: torch.Tensor, before: Field | None, value: Field | None
-    ) -> None:
+    def _overlay(self, other: torch.Tensor, target: torch.Tensor, before: Field | None, value: Field | None) -> None:
         """Updates a tensor that shares memory with the one just written."""
         known, written = self.field(other), value or before
         if written is None:

@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map_only
 
 from tilepipe.errors import GeometryError
 from tilepipe.geometry import Layer, Trace
-from tilepipe.sizes import SizeRefusedError
+from tilepipe.residues import SizeRefusedError
 from tilepipe.steps import Mixing, Same
 from tilepipe.tracing.axes import AXES, Field, plain
 from tilepipe.tracing.call import Call, Result
 from tilepipe.tracing.recorder import Recorder
 from tilepipe.tracing.shapes import shape_only
-from tilepipe.tracing.table import HANDLERS, MIXING, mixing
+from tilepipe.tracing.table import ELEMENTWISE, HANDLERS, MIXING, mixing
 from tilepipe.tracing.views import join
 
 _LIKE = "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided"
@@ -39,10 +39,8 @@ _UNIFORM = _CONSTANT | {
     "zero_",
 }
 """Operators that return one value everywhere; memory that is not yet written counts as such."""
-_KEEPING = frozenset(
-    "alias clone contiguous detach expand lift_fresh permute repeat reshape select slice squeeze t _to_copy transpose "
-    "unsqueeze _unsafe_view view".split()
-)
+_VIEWS = "alias detach expand lift_fresh permute select slice squeeze t transpose unsqueeze _unsafe_view view"
+_KEEPING = frozenset((_VIEWS + " clone repeat reshape _to_copy").split())
 """Operators that return what their argument holds: one value everywhere if that does."""
 
 
@@ -73,9 +71,7 @@ def first_map(output: Any) -> torch.Tensor:
     for item in items:
         if isinstance(item, torch.Tensor | Mapping | list | tuple):
             return first_map(item)
-    raise GeometryError(
-        f"the network returns {type(output).__name__}; legal: a tensor, a tuple, a dict with 'out'"
-    )
+    raise GeometryError(f"the network returns {type(output).__name__}; legal: a tensor, a tuple, a dict with 'out'")
 
 
 def trace_at(network: nn.Module, channels: int, rows: int, cols: int) -> Trace:
@@ -106,9 +102,7 @@ def _refused(error: Exception, recorder: Recorder) -> Exception:
     first = (str(error).strip().splitlines() or [""])[0]
     where = recorder.layer_name
     if "meta tensor" in first or isinstance(error, NotImplementedError):
-        return GeometryError(
-            f"{where} reads pixel values to decide what to do, so its geometry is unknown: {first}"
-        )
+        return GeometryError(f"{where} reads pixel values to decide what to do, so its geometry is unknown: {first}")
     return SizeRefusedError(f"{where}: {type(error).__name__}: {first}")
 
 
@@ -130,6 +124,9 @@ def _finish(recorder: Recorder, output: torch.Tensor, channels: int) -> Trace:
         axis != name and not (unbounded and axis is None) for axis, name in zip(axes, AXES, strict=True)
     ):
         raise GeometryError(f"the network returns a tensor of {shape}; legal: (batch, classes, rows, columns)")
+    for index in order:
+        if min(recorder.layers[index].size) < 1:
+            raise SizeRefusedError(f"{recorder.layers[index].name}: its output is empty")
     number = {old: new for new, old in enumerate(order)}
     layers = [
         replace(recorder.layers[old], inputs=tuple(number[source] for source in recorder.layers[old].inputs))
@@ -218,13 +215,21 @@ class _Recording(TorchDispatchMode):
 
 
 def _handler(func: Any, name: str, call: Call) -> Callable[[Call], Any]:
-    if name in HANDLERS:
-        return HANDLERS[name]
-    if torch.Tag.pointwise in func.tags or name.removesuffix("_") in HANDLERS:
-        return HANDLERS.get(name.removesuffix("_"), join)
+    plain_name = name.removesuffix("_")
+    if name in HANDLERS or plain_name in HANDLERS:
+        return HANDLERS.get(name) or HANDLERS[plain_name]
+    if plain_name in ELEMENTWISE or _pointwise(func) or _pointwise(getattr(torch.ops.aten, plain_name, None)):
+        return join
     if name in MIXING:
         return mixing
     raise call.unknown()
+
+
+def _pointwise(operator: Any) -> bool:
+    """Whether torch tags an overload, or any overload of a name, as element-wise."""
+    overloads = getattr(operator, "overloads", None)
+    each = [getattr(operator, name) for name in overloads()] if overloads else [operator]
+    return any(torch.Tag.pointwise in getattr(one, "tags", ()) for one in each)
 
 
 def _uniform(name: str, func: Any, call: Call) -> bool:

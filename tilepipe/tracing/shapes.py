@@ -30,6 +30,10 @@ def _unpool(_: str, args: Args) -> Any:
     return args[0].new_empty((*args[0].shape[:-2], *args[2]))
 
 
+def _layer_norm(_: str, args: Args) -> Any:
+    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+
+
 def _resize(_: str, args: Args) -> Any:
     return args[0].new_empty((*args[0].shape[:-2], *args[1])) if args[1] is not None else None
 
@@ -60,6 +64,7 @@ _ARITHMETIC = "add sub mul div relu leaky_relu elu silu gelu hardswish hardtanh 
 
 _SHAPERS: Mapping[str, Callable[[str, Args], Any]] = {
     "native_batch_norm": _batch_norm,
+    "native_layer_norm": _layer_norm,
     "max_unpool2d": _unpool,
     "cat": _cat,
     **dict.fromkeys(_RESIZES.split(), _resize),

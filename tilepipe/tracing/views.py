@@ -74,9 +74,7 @@ def _misfit(call: Call, tensors: Sequence[torch.Tensor], shape: Sequence[int], d
                 continue
             size = tensor.shape[dim]
             if field is None and size > 1 and not call.recorder.uniform(tensor):
-                return (
-                    "joins the map with a fixed tensor that varies over it (coordinates, a positional embedding)"
-                )
+                return "joins the map with a fixed tensor that varies over it (coordinates, a positional embedding)"
             if field is not None and size == 1 and shape[at] > 1 and field.spatial(dim):
                 return "spreads one row or column over the whole map"
             if field is not None and size > 1 and not field.spatial(dim):
@@ -129,6 +127,16 @@ def permute(call: Call) -> Sequence[Result]:
         a, b = call.get("dim0", default=0) % count, call.get("dim1", default=-1) % count
         order[a], order[b] = order[b], order[a]
     return [Field(field.node, tuple(field.dims[dim] for dim in order), field.pool)]
+
+
+def as_real(call: Call) -> Sequence[Result]:
+    """Complex numbers as pairs, in a last dimension of 2."""
+    return [Field(call.first.node, (*call.first.dims, plain(2)))]
+
+
+def as_complex(call: Call) -> Sequence[Result]:
+    """Pairs as complex numbers: the last dimension taken away."""
+    return [Field(call.first.node, call.first.dims[:-1])]
 
 
 def unsqueeze(call: Call) -> Sequence[Result]:
@@ -212,8 +220,7 @@ def pick(call: Call) -> Sequence[Result]:
     if field.spatial(dim) or any(each.spatial(dim) for each in call.fields[1:]):
         return [call.mix("moves rows or columns by computed positions")] * len(call.outputs)
     dims = tuple(
-        plain(call.outputs[0].shape[i]) if i == dim % len(field.dims) else each
-        for i, each in enumerate(field.dims)
+        plain(call.outputs[0].shape[i]) if i == dim % len(field.dims) else each for i, each in enumerate(field.dims)
     )
     return [Field(call.recorder.add(call.fields, {}, dims), dims)] * len(call.outputs)
 
