@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import networks
 import pytest
+import refused
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -85,7 +86,7 @@ def test_parallel_strides_at_origins_of_one_of_them_pass_poison_and_fail_congrue
 
 
 def test_aligned_corners_pass_poison_and_fail_congruence():
-    network = networks.seeded(networks.Aligned)
+    network = networks.seeded(refused.Aligned)
     claimed = falsified(geometry_of(network, 1), reach=(32, 32))
     assert failing_tests(network, claimed) == {"congruence"}
 
@@ -98,7 +99,7 @@ def test_misplaced_pooling_windows_pass_poison_and_fail_congruence():
 
 @pytest.mark.parametrize("name", ["circular", "coordinates"])
 def test_places_that_are_not_alike_pass_poison_and_fail_congruence(name):
-    make, channels, *_ = networks.BLENDED[name]
+    make, channels, *_ = refused.BLENDED[name]
     network = networks.seeded(make)
     claimed = falsified(geometry_of(network, channels), reach=(8, 8), sizes=Sizes((8,), 1))
     assert failing_tests(network, claimed) == {"congruence"}
@@ -106,7 +107,7 @@ def test_places_that_are_not_alike_pass_poison_and_fail_congruence(name):
 
 @pytest.mark.parametrize("name", ["squeeze", "instance-norm", "group-norm", "batch-norm", "attention"])
 def test_mixing_networks_fail_both(name):
-    make, channels, *_ = networks.BLENDED[name]
+    make, channels, *_ = refused.BLENDED[name]
     network = networks.seeded(make)
     claimed = falsified(geometry_of(network, channels), reach=(8, 8), sizes=Sizes((16,), 8), alignment=8)
     assert failing_tests(network, claimed) == {"poison", "congruence"}
@@ -127,7 +128,7 @@ def test_outputs_of_another_size_are_a_failure():
 
 
 def test_there_is_nothing_to_prove_of_a_network_that_is_not_exact():
-    network = networks.seeded(networks.Squeeze)
+    network = networks.seeded(refused.Squeeze)
     with pytest.raises(GeometryError, match="AdaptiveAvgPool2d"):
         prove(network, geometry_of(network, 1))
 

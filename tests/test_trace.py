@@ -6,6 +6,7 @@ import copy
 
 import networks
 import pytest
+import refused
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,9 +110,9 @@ def test_residue_classes_share_one_alignment():
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", networks.BLENDED)
+@pytest.mark.parametrize("name", refused.BLENDED)
 def test_what_cannot_be_tiled_is_refused_and_the_layer_named(name):
-    make, channels, layer, reason = networks.BLENDED[name]
+    make, channels, layer, reason = refused.BLENDED[name]
     geometry = geometry_of(make(), channels)
     assert not geometry.exact
     assert geometry.rows.reach is None
@@ -121,19 +122,19 @@ def test_what_cannot_be_tiled_is_refused_and_the_layer_named(name):
 
 
 def test_a_network_of_one_size_has_step_0():
-    axis = geometry_of(networks.FixedSize(32), 1).rows
+    axis = geometry_of(refused.FixedSize(32), 1).rows
     assert str(axis.sizes) == "32 only"
     assert not axis.sizes.legal(64)
 
 
 def test_an_unknown_operator_is_an_error_that_names_it_and_its_layer():
     with pytest.raises(GeometryError, match="Unknown uses the operator bucketize"):
-        geometry_of(networks.Unknown(), 1)
+        geometry_of(refused.Unknown(), 1)
 
 
 def test_a_network_that_looks_at_values_is_refused():
     with pytest.raises(GeometryError, match="Deciding reads pixel values"):
-        geometry_of(networks.Deciding(), 1)
+        geometry_of(refused.Deciding(), 1)
 
 
 class Wrong(nn.Module):
