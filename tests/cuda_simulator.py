@@ -35,6 +35,7 @@ class HostDevice:
 
     def __init__(self, failures: int = 0) -> None:
         self.device, self.failures, self.freed = torch.device("cpu"), failures, 0
+        self.launched: list[Any] = []
 
     def stage(self, values: Array) -> torch.Tensor:
         return torch.from_numpy(values.copy())
@@ -51,6 +52,7 @@ class HostDevice:
             yield
 
     def run(self, kernel: Any, grid: tuple[int, int], threads: tuple[int, int], arguments: Sequence[Any]) -> None:
+        self.launched.append(kernel)
         tensors = {n: a.numpy() for n, a in enumerate(arguments) if isinstance(a, torch.Tensor)}
         given = list(arguments)
         for n, array in tensors.items():  # the simulator takes contiguous arrays only
@@ -148,13 +150,17 @@ def block(tile: int, step: int, count: int, wanted: Wanted) -> BlockJob:
 def check_engine(name: str) -> None:
     wanted = Wanted(confidence=True, probabilities="uint8")
     job = block(14, 14 if name == "exact" else 9, 2, wanted)
-    ours, theirs = engines(14, HostDevice())
+    device = HostDevice()
+    ours, theirs = engines(14, device)
     results: list[BlockMaps] = []
     for engine in (ours, theirs):
         results.append(engine.exact(job) if name == "exact" else engine.blend(job, window_weights("hann", (14, 14))))
     same_maps(results[0][:3], results[1][:3], np.ones(job.shape, bool))
     assert results[0][3:] == results[1][3:]
     assert (results[0].overlapped > 0) == (name == "blend")
+    if name == "blend":
+        assert device.launched.count(kernels.accumulate) == len(job.placements)
+        assert device.launched.count(kernels.finish) == 2, "one for each row of tiles"
     assert theirs.output_shape(3) == ours.output_shape(3) == (14, 14)
     ours.close()
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from reference import MEAN, STD, ArraySource, model_of, scene, settled, whole_labels, whole_scores, write_raster
 from torch import nn
 
+from tilepipe import predict_cpu
 from tilepipe.axis import extended_size
 from tilepipe.blend import window_weights
 from tilepipe.checkpoint import Model, save_model
@@ -298,6 +299,27 @@ def test_network_that_gives_coarser_outputs_is_placed_right(tmp_path: Path) -> N
     # Output 0 looks at pixels 0..27, so its centre is at 14 and its cell is 12..16.
     assert store.spec.transform == (2.0, 0.0, 500000 + 12 * 0.5, 0.0, -2.0, 5400000 - 12 * 0.5)
     assert labels.shape == (70, 95)  # of 304 and 404 pixels
+
+
+def test_blending_runs_the_numba_kernels(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"accumulate": 0, "finish": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        kernel = getattr(predict_cpu, name)
+        assert kernel.signatures is not None, "not a numba kernel"
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return kernel(*arguments)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(predict_cpu, name, counted(name))
+    raster = write_raster(tmp_path / "in.tif", scene((300, 340), seed=10))
+    options = SegmentOptions(stitch="blend", tile=(160, 160), overlap=64, block=(400, 400), device="cpu")
+    segment_raster(raster, tmp_path / "out.zarr", made["segnet"][0], options)
+    assert calls == {"accumulate": 3 * 3, "finish": 3}
 
 
 def test_blended_map_equals_a_plain_average_of_tiles(made: Made) -> None:
