@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -234,6 +233,8 @@ def _cut(polygon: Any, cell: Window) -> Any:
 
 
 def _is_vector(name: str) -> bool:
+    import pyogrio  # loads pandas where it is installed, which is slow
+
     try:
         return len(pyogrio.list_layers(gdal_path(name))) > 0
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
@@ -244,6 +245,8 @@ def _polygons(area: AreaMask) -> NDArray[Any]:
     """The polygons of all of the area's layers, in pixel coordinates of the raster."""
     path = gdal_path(area.path)
     found: list[NDArray[Any]] = []
+    import pyogrio
+
     try:
         for layer in pyogrio.list_layers(path)[:, 0]:
             meta, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], force_2d=True)
