@@ -243,10 +243,10 @@ def _is_vector(name: str) -> bool:
 
 def _polygons(area: AreaMask) -> NDArray[Any]:
     """The polygons of all of the area's layers, in pixel coordinates of the raster."""
-    path = gdal_path(area.path)
-    found: list[NDArray[Any]] = []
     import pyogrio
 
+    path = gdal_path(area.path)
+    found: list[NDArray[Any]] = []
     try:
         for layer in pyogrio.list_layers(path)[:, 0]:
             meta, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], force_2d=True)
