@@ -42,18 +42,24 @@ Progress = Callable[[int, int], None]
 """Called with the pixels staged so far, and all."""
 
 
-def needs_staging(info: RasterInfo, block_shape: tuple[int, int]) -> str | None:
-    """Why windows of `block_shape` of the raster are slow to read, in one line; None where they are not."""
+def needs_staging(info: RasterInfo, block_shape: tuple[int, int], wanted: int | None = None) -> str | None:
+    """Why windows of `block_shape` of the raster are slow to read, in one line; None where they are not.
+
+    `wanted`: the pixels that are read in all, where that is not the whole raster. Staging copies all of it, and is
+    not worth that for a small part.
+    """
+    area = math.prod(info.shape)
+    wanted = area if wanted is None else wanted
     if info.driver == "zarr":
         return None
     cache = cache_bytes(info, block_shape)
     rows, cols = info.block_shape
-    if info.shape[0] * info.shape[1] * info.pixel_bytes <= STRIP_CACHE and in_strips(info):
+    if area * info.pixel_bytes <= STRIP_CACHE and in_strips(info):
         return None
-    if info.driver in SEQUENTIAL:
+    if info.driver in SEQUENTIAL and wanted > math.prod(block_shape):
         return f"{info.name} is {info.driver}, which is decoded from its start to reach a window"
     factor = decode_factor(info, block_shape)
-    if factor <= DECODE_FACTOR or (in_strips(info) and cache <= STRIP_CACHE):
+    if factor <= DECODE_FACTOR or factor * wanted < area or (in_strips(info) and cache <= STRIP_CACHE):
         return None
     return (
         f"{info.name} is stored in blocks of {rows} x {cols} pixels, and windows of {block_shape[0]} x "
@@ -102,7 +108,9 @@ def staged(source: RasterSource, path: Path, progress: Progress | None = None) -
     for left in path.parent.glob(f"{path.name}.partial-*"):
         shutil.rmtree(left, ignore_errors=True)
     yield _found(source, path) or ingest(source, path, progress=progress, overwrite=True)
-    shutil.rmtree(path, ignore_errors=True)
+    gone = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def ingest(
@@ -120,18 +128,23 @@ def ingest(
     A zarr v3 group with `image` (band, y, x) and, where the raster stores a mask, `valid`, in chunks of about
     `chunk` pixels a side and shards of several. It appears at `path` only once it is whole. `memory` bounds, in
     bytes, the pixels held at a time. Each source block is decoded once. ReadError where a block is unreadable.
+    `overwrite` replaces an earlier staged copy, and never anything else.
     """
     target = Path(path)
     if target.exists() and not overwrite:
         raise StoreError(f"{target} exists; choose another path, or --overwrite")
+    if target.exists() and _origin(target) is None:
+        raise StoreError(f"{target} is no staged raster; choose another path, or remove it yourself")
     raw, choice = _staged_part(source)
     layout = _layout(raw, chunk, memory, workers or min(4, os.cpu_count() or 1))
-    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial, old = (target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}") for _ in range(2))
     try:
         _write_metadata(partial, source, raw, layout)
         _Copy(source, raw, layout, partial, memory).run(workers or min(4, os.cpu_count() or 1), progress)
         if target.exists():
-            shutil.rmtree(target)
+            # By another name first: what a killed removal leaves must not be at `path`.
+            os.rename(target, old)
+            shutil.rmtree(old, ignore_errors=True)
         os.rename(partial, target)
     except OSError as error:
         raise explain(error, f"cannot stage {raw.name} at {target}") from error
@@ -140,13 +153,17 @@ def ingest(
     return open_raster(target).select(choice)
 
 
+def _origin(path: Path) -> Any:
+    """What was staged at `path`, as `RasterSource.identity` says it; None where nothing was."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"][ORIGIN]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _found(source: RasterSource, path: Path) -> RasterSource | None:
     """The finished copy of `source` at `path`, if there is one."""
-    try:
-        stored = json.loads((path / "zarr.json").read_text())["attributes"][ORIGIN]
-    except (OSError, ValueError, KeyError):
-        return None
-    if stored != json.loads(json.dumps(source.identity())):
+    if _origin(path) != json.loads(json.dumps(source.identity())):
         return None
     try:
         return open_raster(path).select(_staged_part(source)[1])
