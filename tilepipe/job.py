@@ -24,10 +24,11 @@ from tilepipe.bands import select_bands
 from tilepipe.checkpoint import Model, bundled_models, load_model
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.geometry import AxisGeometry, Geometry
+from tilepipe.ingest import needs_staging
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan, plan
 from tilepipe.projection import Footprint, PixelLayout, Resources
-from tilepipe.raster import RasterSource, open_raster
+from tilepipe.raster import RasterInfo, RasterSource, open_raster
 from tilepipe.schedule import Pool
 from tilepipe.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes, geometry_of
@@ -55,6 +56,8 @@ class Job:
     resources: Resources
     notes: tuple[str, ...]
     """What the user should hear before the job starts."""
+    staging: str | None = None
+    """Why the raster is copied into zarr chunks before it is read; None where it is read in place."""
 
     @property
     def pool(self) -> Pool:
@@ -194,7 +197,16 @@ def prepare(
     area = None if options.mask is None else open_area(options.mask, source.info)
     if made.exact is False and geometry.obstacle is not None:
         notes.append(f"blended stitching: {geometry.obstacle}")
-    return Job(source, area, chosen, geometry, made, options, device, precision, resources, tuple(notes))
+    staging = _staging(source.info, made, options)
+    if staging is not None:
+        notes.append(f"staged first: {staging}")
+    return Job(source, area, chosen, geometry, made, options, device, precision, resources, tuple(notes), staging)
+
+
+def _staging(info: RasterInfo, made: TilePlan, options: SegmentOptions) -> str | None:
+    if options.stage != "auto":
+        return "--stage always" if options.stage == "always" else None
+    return needs_staging(info, made.block, made.region.area * made.scale[0] * made.scale[1])
 
 
 def _plan(

@@ -7,6 +7,7 @@ Blocks exchange nothing: each reads its own window, halo included, and writes it
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from tilepipe.area import AreaMask
 from tilepipe.blend import window_weights
 from tilepipe.checkpoint import IN_MEMORY, Model, load_model
-from tilepipe.errors import Interrupted, ReadError, RunError
-from tilepipe.ingest import needs_staging, staged
+from tilepipe.errors import Interrupted, ReadError, RunError, UsageError
+from tilepipe.ingest import staged
 from tilepipe.job import Job, cell_offset, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex, TilePlan
@@ -32,6 +33,9 @@ from tilepipe.raster import RasterSource
 from tilepipe.schedule import Bounded, Stop, connect, map_bounded, resident
 from tilepipe.store import OutputStore, create_or_resume, stored_spec
 from tilepipe.window import Placement, Window
+
+HOPELESS = 1024
+"""Blocks that cannot be read, with none that can, after which a run does not try the others."""
 
 
 class Progress(NamedTuple):
@@ -107,6 +111,7 @@ def segment_raster(
     job = prepare(inputs, model, options, None if options.overwrite else _stored_plan(output))
     if announce is not None:
         announce(job)
+    _refuse_own_input(job, output)
     with create_or_resume(output, job.spec(), options.overwrite) as store:
         done = store.done()
         remaining = (index for index in job.plan.blocks() if index not in done)
@@ -115,13 +120,15 @@ def segment_raster(
         ready = time.perf_counter()
         if len(done) < job.plan.block_count:
             with (
-                _readable(job, output) as source,
+                _readable(job, output, stop) as source,
                 connect(job.pool) as client,
                 resident(client, f"tilepipe-{uuid4().hex}", BlockRecipe.of(job, source, store)) as name,
             ):
                 ready = time.perf_counter()
                 for outcome in map_bounded(client, name, run_block, remaining, _bounded(job, stop)):
                     run.note(outcome, time.perf_counter() - ready)
+                    if run.hopeless:
+                        break
         run.check(stop, str(output))
         return run.summary(store, ready - started, time.perf_counter() - ready)
 
@@ -137,12 +144,32 @@ def _bounded(job: Job, stop: Stop) -> Bounded:
     return Bounded(in_flight=2 * job.resources.blocks * job.resources.workers, stop=stop)
 
 
+def _refuse_own_input(job: Job, output: str | Path) -> None:
+    """UsageError where the output would take the place of something that the job reads."""
+    taken = [os.path.realpath(path) for path in (output, _staging_path(output))]
+    for path in (*job.source.paths, *([] if job.area is None else [job.area.path])):
+        real = os.path.realpath(path)
+        if any(real == place or real.startswith(place + os.sep) for place in taken):
+            raise UsageError(f"{path} is read by this job, so that {output} cannot be its output; choose another")
+
+
+def _staging_path(output: str | Path) -> Path:
+    return Path(f"{str(output).rstrip('/')}.staged.zarr")
+
+
 @contextmanager
-def _readable(job: Job, output: str | Path) -> Iterator[RasterSource]:
+def _readable(job: Job, output: str | Path, stop: Stop) -> Iterator[RasterSource]:
     """The raster to read from: itself, or a staged copy where windows of it are slow to read."""
-    reason = needs_staging(job.source.info, job.plan.block) if job.options.stage == "auto" else None
-    if job.options.stage == "always" or reason:
-        with staged(job.source, Path(f"{str(output).rstrip('/')}.staged.zarr")) as copy:
+
+    def check(done: int, total: int) -> None:
+        if stop.asked:
+            raise Interrupted(
+                f"stopped after {done} of {total} pixels were staged; the same command stages them anew",
+                stop.exit_code,
+            )
+
+    if job.staging is not None:
+        with staged(job.source, _staging_path(output), check) as copy:
             yield copy
     else:
         yield job.source
@@ -302,13 +329,14 @@ class _Run:
     def __init__(self, job: Job, resumed: int, total_pixels: int, progress: Callable[[Progress], None] | None) -> None:
         self.job, self.progress = job, progress
         self.state = Progress(resumed, job.plan.block_count, resumed, 0, total_pixels, 0.0)
-        self.unreadable = 0
+        self.tried = self.unreadable = 0
         self.first: tuple[BlockIndex, str] | None = None
         """Of the blocks that could not be read the first in the grid, and why."""
         self._report()
 
     def note(self, outcome: Outcome, seconds: float) -> None:
         """Counts one block's outcome."""
+        self.tried += 1
         if outcome.error is not None:
             self.unreadable += 1
             self.first = min(self.first or (outcome.block, outcome.error), (outcome.block, outcome.error))
@@ -317,10 +345,20 @@ class _Run:
         self.state = self.state._replace(done=done, pixels=pixels, seconds=seconds)
         self._report()
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many blocks failed, and no other, that the raster cannot be what it says it is."""
+        return self.tried == self.unreadable >= HOPELESS
+
     def check(self, stop: Stop, output: str) -> None:
         """Raises what kept the job from being complete, if anything did."""
         state = self.state
         unread = ""
+        if self.hopeless and self.first is not None:
+            raise ReadError(
+                f"none of the first {self.tried} of {state.total} blocks could be read, the first: {self.first[1]}; "
+                "the raster is damaged or not as large as it says; try a part of it with --region"
+            )
         if self.first is not None:
             unread = f"{self.unreadable} of {state.total} blocks could not be read, the first: {self.first[1]}"
         # A stopped job has blocks that nobody tried: running it again helps, whatever else was unreadable.

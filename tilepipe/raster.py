@@ -80,6 +80,11 @@ class RasterSource:
         """A reader; any number of threads may share it."""
         return Reader(self.recipe, self.raw, self.choice)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files and arrays that were given, as they are opened."""
+        return (self.recipe.array,) if isinstance(self.recipe, ZarrRecipe) else self.recipe.files
+
     def identity(self) -> list[dict[str, Any]]:
         """What tells this raster from another, as JSON-able parts: its files, then grid, bands and nodata."""
         info = self.info
