@@ -392,7 +392,7 @@ def _demand(made: TilePlan) -> BlockDemand:
 
 def _largest_read(axis: AxisPlan, region: Interval, block: int, exact: bool) -> int:
     """Raster pixels that a block reads along one axis, at most; seen on the first blocks and the last."""
-    starts = list(range(region.start, region.stop, block))
+    starts = range(region.start, region.stop, block)
     reads = []
     for start in {*starts[:8], starts[-1]}:
         parts = axis.parts(Interval(start, min(start + block, region.stop)), exact)
