@@ -55,7 +55,7 @@ def saved(model: Model, path: Path) -> Path:
     return path
 
 
-OPTIONS = SegmentOptions(device="cpu", precision="float64", threads=1, block=(64, 64))
+OPTIONS = SegmentOptions(device="cpu", precision="float64", threads=1, tile=(64, 64), block=(64, 64))
 
 
 def segment(inputs: Any, output: Path, model: Model | Path, **options: Any) -> tuple[NDArray[Any], Summary]:

@@ -122,7 +122,7 @@ def test_any_size_gives_the_labels_of_one_pass(
     geometry = geometry_of(model.network, bands)
     assert str(geometry.rows.sizes) == sizes
     path = write(tmp_path / "in.tif", scene(shape, bands, seed=4))
-    labels, summary = segment(path, tmp_path / "out.zarr", model, block=None, stitch="exact")
+    labels, summary = segment(path, tmp_path / "out.zarr", model, tile=None, block=None, stitch="exact")
     assert summary.stitch == "exact"
     np.testing.assert_array_equal(labels, whole_labels(model, geometry, scene(shape, bands, seed=4)))
 
@@ -157,13 +157,13 @@ def test_what_is_not_valid_is_nodata_behind_a_network_with_reach(tmp_path: Path,
     model = networks_by_sizes["32n"]
     values, valid = scene((150, 170), seed=2), holes((150, 170)) > 0
     path = write(tmp_path / "in.tif", values, mask=valid)
-    labels, _ = segment(path, tmp_path / "out.zarr", model, stitch="exact")
+    labels, _ = segment(path, tmp_path / "out.zarr", model, tile=None, stitch="exact")
     geometry = geometry_of(model.network, 3)
     np.testing.assert_array_equal(labels, whole_labels(model, geometry, values, valid))
     # What lies under the mask is not seen, only that it is masked.
     changed = np.where(valid, values, 255 - values)
     path = write(tmp_path / "other.tif", changed, mask=valid)
-    again, _ = segment(path, tmp_path / "again.zarr", model, stitch="exact")
+    again, _ = segment(path, tmp_path / "again.zarr", model, tile=None, stitch="exact")
     np.testing.assert_array_equal(labels, again)
 
 

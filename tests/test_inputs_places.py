@@ -145,7 +145,8 @@ def test_staged_or_not_the_labels_are_the_same(tmp_path: Path, form: str) -> Non
     path, model = write(tmp_path / "in.tif", VALUES, **FORMS[form]), pixel_model()
     never, _ = segment(path, tmp_path / "never.zarr", model, stage="never")
     np.testing.assert_array_equal(never, pixel_labels(model, *read_whole(path)))
-    always, _ = segment(path, tmp_path / "always.zarr", model, stage="always", bands=(1, 2, 3))
+    always, summary = segment(path, tmp_path / "always.zarr", model, stage="always", bands=(1, 2, 3))
+    assert "staged first: --stage always" in summary.notes
     np.testing.assert_array_equal(always, never)
     assert not (tmp_path / "always.zarr.staged.zarr").exists()
     # Staging is no part of what the map means: the other way of reading finishes and resumes the same job.
