@@ -125,11 +125,12 @@ def tiled_labels(
 
 
 def some_tile(geometry: Geometry, shape: tuple[int, int], more: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """A legal tile: the smallest one that exact stitching allows, and `more` steps."""
-    sizes = [
-        axis.tile(axis.alignment // axis.scale, extended_size(axis, length)) + count * axis.sizes.step
-        for axis, length, count in zip((geometry.rows, geometry.cols), shape, more, strict=True)
-    ]
+    """A legal tile: for a core of at least 48 outputs, and `more` times at least 24 pixels larger."""
+    sizes = []
+    for axis, length, count in zip((geometry.rows, geometry.cols), shape, more, strict=True):
+        unit, step = axis.alignment // axis.scale, axis.sizes.step
+        smallest = axis.tile(unit * -(-48 // unit), extended_size(axis, length))
+        sizes.append(smallest + count * step * -(-24 // step))
     return sizes[0], sizes[1]
 
 
