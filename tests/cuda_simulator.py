@@ -1,7 +1,7 @@
 """Checks of the CUDA kernels and engine, run by test_blend.py in numba's simulator: NUMBA_ENABLE_CUDASIM=1.
 
 Prints one word for each check that held. The simulator has neither streams of other libraries nor shared arrays,
-so `HostDevice` stands in for `tilepipe.cuda.CudaDevice`, and kernels get host arrays.
+so `HostDevice` stands in for `tilepipe.predict.cuda_device.CudaDevice`, and kernels get host arrays.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from numba import cuda
 from torch import nn
 
-from tilepipe import blend_cuda as kernels
-from tilepipe.blend import Strip, accumulate, finish, window_weights
 from tilepipe.errors import RunError
-from tilepipe.maps import BlockJob, BlockMaps, Wanted
-from tilepipe.predict_cpu import CpuEngine
-from tilepipe.predict_cuda import CudaEngine
-from tilepipe.prepare import prepare
-from tilepipe.scores import Array, Patch, score_maps, statistics_of
+from tilepipe.predict import blend_cuda as kernels
+from tilepipe.predict.blend import Strip, accumulate, finish, window_weights
+from tilepipe.predict.cpu import CpuEngine
+from tilepipe.predict.cuda import CudaEngine
+from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted
+from tilepipe.predict.prepare import prepare
+from tilepipe.predict.scores import Array, Patch, score_maps, statistics_of
 from tilepipe.window import Placement, Window
 
 RNG = np.random.default_rng(5)

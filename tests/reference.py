@@ -15,9 +15,9 @@ from torch import nn
 
 from tilepipe.axis import extended_size
 from tilepipe.checkpoint import ClassInfo, Model, ModelCard
-from tilepipe.geometry import Geometry
-from tilepipe.prepare import prepare
-from tilepipe.rasterinfo import Pixels
+from tilepipe.geometry.network import Geometry
+from tilepipe.predict.prepare import prepare
+from tilepipe.raster.info import Pixels
 from tilepipe.window import Interval, Window
 
 MEAN, STD = 110.0, 60.0

@@ -17,8 +17,8 @@ from tilepipe.checkpoint import Model, save_model
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import BlockRunner, Summary, segment_raster
-from tilepipe.predict import Predictor
-from tilepipe.store import open_store
+from tilepipe.predict.predictor import Predictor
+from tilepipe.store.output import open_store
 from tilepipe.window import Window
 
 CLASSES = 5

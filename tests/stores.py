@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from tilepipe.spec import LabelClass, StoreSpec
-from tilepipe.store import OutputStore, create_or_resume
+from tilepipe.store.output import OutputStore, create_or_resume
+from tilepipe.store.spec import LabelClass, StoreSpec
 
 CLASSES = (
     LabelClass("bare soil", (200, 150, 100)),
@@ -67,9 +67,7 @@ def block_maps(spec: StoreSpec, whole: dict[str, NDArray[Any]], index: tuple[int
     return Maps(**{name: values[..., rows, cols] for name, values in whole.items()})
 
 
-def write_all(
-    store: OutputStore, whole: dict[str, NDArray[Any]], order: list[tuple[int, int]] | None = None
-) -> None:
+def write_all(store: OutputStore, whole: dict[str, NDArray[Any]], order: list[tuple[int, int]] | None = None) -> None:
     """Write the blocks that are not done, in an order."""
     done = store.done()
     for index in order or list(store.spec.blocks()):

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 from rasters import GRID, UTM, noise, write
 
-from tilepipe.area import open_area, region_window
 from tilepipe.errors import InputError, UsageError
-from tilepipe.raster import open_raster
-from tilepipe.rasterinfo import RasterInfo
+from tilepipe.raster.area import open_area, region_window
+from tilepipe.raster.info import RasterInfo
+from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
 
 SHAPE = (300, 400)
@@ -80,9 +80,7 @@ def test_windows_are_parts_of_the_whole_and_false_beyond(tmp_path):
     for _ in range(20):
         top, left = int(random.integers(-50, 2000)), int(random.integers(-50, 1900))
         window = Window.of(top, top + int(random.integers(0, 300)), left, left + int(random.integers(1, 200)))
-        expected = wide[
-            window.rows.start + 50 : window.rows.stop + 50, window.cols.start + 50 : window.cols.stop + 50
-        ]
+        expected = wide[window.rows.start + 50 : window.rows.stop + 50, window.cols.start + 50 : window.cols.stop + 50]
         np.testing.assert_array_equal(reader.read(window), expected)
         assert reader.touches(window) or not expected.any()
     assert not reader.touches(Window.of(0, 50, 0, 50))

@@ -14,10 +14,10 @@ from pyproj import CRS
 from rasterio import crs as rasterio_crs
 from stores import CLASSES, TRANSFORM, UTM, make_spec, make_store
 
-from tilepipe.attributes import flag_meanings
 from tilepipe.errors import StoreError
-from tilepipe.spec import LabelClass
-from tilepipe.store import create_or_resume
+from tilepipe.store.attributes import flag_meanings
+from tilepipe.store.output import create_or_resume
+from tilepipe.store.spec import LabelClass
 
 
 def dataset(path: Path) -> xr.Dataset:
@@ -108,9 +108,7 @@ def test_without_georeference_nothing_is_claimed(tmp_path: Path) -> None:
     found = dataset(tmp_path / "o.zarr")
     assert found.rio.crs is None
     assert set(found.variables) == {"labels", "x", "y"}
-    assert not any(
-        key.startswith(("spatial:", "proj:", "grid_mapping")) for key in attributes(tmp_path / "o.zarr")
-    )
+    assert not any(key.startswith(("spatial:", "proj:", "grid_mapping")) for key in attributes(tmp_path / "o.zarr"))
     np.testing.assert_array_equal(found["x"].values, np.arange(70) + 0.5)
 
 

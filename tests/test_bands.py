@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from rasters import noise, write
 
-from tilepipe.bands import select_bands
 from tilepipe.errors import InputError, UsageError
-from tilepipe.raster import open_raster
-from tilepipe.rasterinfo import BandChoice, RasterInfo
+from tilepipe.raster.bands import select_bands
+from tilepipe.raster.info import BandChoice, RasterInfo
+from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
 
 RGB = ("red", "green", "blue")
@@ -97,7 +97,7 @@ def test_a_short_palette_is_black_beyond_its_table():
         def backend(self):
             return Two()
 
-    from tilepipe.reader import Reader
+    from tilepipe.raster.reader import Reader
 
     pixels = Reader(Recipe(), info, select_bands(info, RGB)).read(Window.of(0, 1, 0, 4))
     np.testing.assert_array_equal(pixels.values[:, 0].T, [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilepipe.blend import WINDOWS, Strip, accumulate, finish, window_weights
 from tilepipe.errors import ModelError, UsageError
-from tilepipe.scores import (
+from tilepipe.predict.blend import WINDOWS, Strip, accumulate, finish, window_weights
+from tilepipe.predict.scores import (
     Array,
     Patch,
     label_dtype,

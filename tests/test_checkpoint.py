@@ -16,7 +16,7 @@ from tilepipe import checkpoint
 from tilepipe.checkpoint import ClassInfo, Model, ModelCard, bundled_models, decode, encode, load_model, save_model
 from tilepipe.errors import ModelError
 from tilepipe.models import build
-from tilepipe.scene import CLASSES, synthetic_scene
+from tilepipe.scene.synthetic import CLASSES, synthetic_scene
 
 
 def a_card(**changes):

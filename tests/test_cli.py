@@ -16,7 +16,7 @@ from commands import assert_one_line, forget_variables, job, make_files, run
 from tilepipe.cli import app
 from tilepipe.cli.failures import Manner, explain, report
 from tilepipe.cli.options import JobOptions
-from tilepipe.errors import InputError, Interrupted, RunError, StoreBusyError, UsageError
+from tilepipe.errors import InputError, RunError, StoppedError, StoreBusyError, UsageError
 from tilepipe.options import SegmentOptions
 
 README = Path(__file__).parent.parent / "README.md"
@@ -238,7 +238,7 @@ def test_errors_in_the_log_are_one_object_on_stderr(files: Path, tmp_path: Path)
         (InputError("bad"), 3, "bad"),
         (RunError("later"), 1, "later"),
         (StoreBusyError("busy"), 1, "busy"),
-        (Interrupted("stopped", 75), 75, "stopped"),
+        (StoppedError("stopped", 75), 75, "stopped"),
         (KeyboardInterrupt(), 130, "resumes"),
         (MemoryError(), 1, "memory"),
         (OSError(28, "No space left on device", "/disk/x"), 1, "No space left on device: /disk/x"),
@@ -246,9 +246,7 @@ def test_errors_in_the_log_are_one_object_on_stderr(files: Path, tmp_path: Path)
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_every_error_has_one_line_and_an_exit_code(
-    error: BaseException, exit_code: int, said: str, capsys
-) -> None:
+def test_every_error_has_one_line_and_an_exit_code(error: BaseException, exit_code: int, said: str, capsys) -> None:
     assert explain(error).exit_code == exit_code
     assert report(error, Manner()) == exit_code
     printed = capsys.readouterr().err

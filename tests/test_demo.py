@@ -17,7 +17,7 @@ from tilepipe.cli import app
 from tilepipe.demo import Scores, confusion, make_scene
 from tilepipe.errors import InputError, UsageError
 from tilepipe.preview import NODATA_COLOR, PANEL, colorize, side_by_side
-from tilepipe.spec import LabelClass
+from tilepipe.store.spec import LabelClass
 
 CLASSES = [LabelClass("a", (255, 0, 0)), LabelClass("b", (0, 255, 0)), LabelClass("c", (0, 0, 255))]
 

@@ -13,11 +13,11 @@ from rasterio.enums import ColorInterp
 from stores import CLASSES, TRANSFORM, block_maps, expected, make_spec, make_store
 
 import tilepipe.export as exporting
-from tilepipe.durable import STATE
 from tilepipe.errors import RunError, StoreError, UsageError
 from tilepipe.export import ExportOptions, export_geotiff
-from tilepipe.spec import LabelClass, StoreSpec
-from tilepipe.store import create_or_resume
+from tilepipe.store.durable import STATE
+from tilepipe.store.output import create_or_resume
+from tilepipe.store.spec import LabelClass, StoreSpec
 
 
 @pytest.mark.parametrize("cog", [False, True])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import AxisGeometry, Layer, Sizes, Trace, fold
-from tilepipe.steps import Filter, Mixing, Resample, Same, Slide, Spread, Step
+from tilepipe.geometry.network import AxisGeometry, Layer, Sizes, Trace, fold
+from tilepipe.geometry.steps import Filter, Mixing, Resample, Same, Slide, Spread, Step
 from tilepipe.window import Interval
 
 few = settings(deadline=None, max_examples=60)

@@ -12,11 +12,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasters import GRID, noise, real_data, write
 
-from tilepipe import ingest as module
 from tilepipe.errors import InputError, ReadError, StoreError
-from tilepipe.ingest import decode_factor, ingest, needs_staging, staged
-from tilepipe.raster import open_raster
-from tilepipe.rasterinfo import RasterInfo
+from tilepipe.raster import ingest as module
+from tilepipe.raster.info import RasterInfo
+from tilepipe.raster.ingest import decode_factor, ingest, needs_staging, staged
+from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
 
 RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
@@ -99,7 +99,7 @@ def test_only_the_chosen_bands_and_alpha_are_staged(tmp_path):
 
 def test_a_palette_is_expanded_after_staging(tmp_path):
     source = open_raster(write(tmp_path / "a.tif", *RASTERS["palette"][:1], **RASTERS["palette"][1]))
-    from tilepipe.bands import select_bands
+    from tilepipe.raster.bands import select_bands
 
     source = source.select(select_bands(source.info, ("red", "green", "blue")))
     same(source, ingest(source, tmp_path / "a.zarr"), Window.of(-3, 60, 0, 70))

@@ -16,8 +16,8 @@ from runs import CLASSES, Seen, pixel_labels, pixel_model, segment
 
 from tilepipe.errors import InputError, UsageError
 from tilepipe.models import build
-from tilepipe.predict import Predictor
-from tilepipe.store import open_store
+from tilepipe.predict.predictor import Predictor
+from tilepipe.store.output import open_store
 from tilepipe.trace import geometry_of
 
 RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]

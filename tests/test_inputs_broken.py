@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from rasters import noise, write
 from runs import OPTIONS, pixel_labels, pixel_model, saved, segment
 
-from tilepipe.durable import LocalFiles
 from tilepipe.errors import InputError, ReadError, RunError, StoreError, TilepipeError
-from tilepipe.ingest import ingest
 from tilepipe.pipeline import segment_raster
-from tilepipe.raster import open_raster
+from tilepipe.raster.ingest import ingest
+from tilepipe.raster.source import open_raster
 from tilepipe.schedule import Stop
-from tilepipe.store import open_store
+from tilepipe.store.durable import LocalFiles
+from tilepipe.store.output import open_store
 
 SIZE = (128, 192)
 VALUES = noise((3, *SIZE))

@@ -21,9 +21,9 @@ from rasters import GRID, UTM, noise, read_whole, write
 from runs import pixel_labels, pixel_model, segment
 
 from tilepipe.errors import InputError, UsageError
-from tilepipe.ingest import ingest
-from tilepipe.raster import open_raster
-from tilepipe.store import open_store
+from tilepipe.raster.ingest import ingest
+from tilepipe.raster.source import open_raster
+from tilepipe.store.output import open_store
 from tilepipe.window import Window
 
 SIZE = (97, 131)

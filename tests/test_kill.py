@@ -16,7 +16,7 @@ from tilepipe.checkpoint import save_model
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
-from tilepipe.store import open_store
+from tilepipe.store.output import open_store
 
 SIDE = 420
 OPTIONS = SegmentOptions(block=(64, 64), device="cpu", confidence=True, threads=2, tile=(192, 192), stitch="blend")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from stores import block_maps, expected, make_spec
 
-import tilepipe.lease as leases
-from tilepipe.durable import LocalFiles
+import tilepipe.store.lease as leases
 from tilepipe.errors import StoreBusyError
-from tilepipe.lease import KEY, Owner, acquire, check, held_by
-from tilepipe.objects import files_at
-from tilepipe.store import create_or_resume
+from tilepipe.store.durable import LocalFiles
+from tilepipe.store.lease import KEY, Owner, acquire, check, held_by
+from tilepipe.store.objects import files_at
+from tilepipe.store.output import create_or_resume
 
 # Children are forked, since starting hundreds of them anew would take minutes; they use no library with threads.
 context = multiprocessing.get_context("fork")
@@ -182,9 +182,7 @@ def test_of_many_processes_exactly_one_wins(files: LocalFiles, stale: bool) -> N
             plant(files, started=0.0)
         count = 6
         ready, done, wins = context.Barrier(count), context.Barrier(count), context.Value("i", 0)
-        processes = [
-            context.Process(target=contend, args=(files.location, ready, done, wins)) for _ in range(count)
-        ]
+        processes = [context.Process(target=contend, args=(files.location, ready, done, wins)) for _ in range(count)]
         for process in processes:
             process.start()
         for process in processes:

@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp
 from rasters import GRID, noise, read_whole, write
 
 from tilepipe.errors import InputError
-from tilepipe.raster import open_raster
+from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
 
 ROWS, COLS = 90, 120

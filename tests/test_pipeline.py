@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from reference import MEAN, STD, ArraySource, model_of, scene, settled, whole_labels, whole_scores, write_raster
 from torch import nn
 
-from tilepipe import predict_cpu
 from tilepipe.axis import extended_size
-from tilepipe.blend import window_weights
 from tilepipe.checkpoint import Model, save_model
 from tilepipe.errors import PlanError
-from tilepipe.geometry import Geometry
+from tilepipe.geometry.network import Geometry
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import BlockRecipe, BlockRunner, segment_raster
 from tilepipe.plan import PlanRequest, TilePlan, plan
-from tilepipe.predict import Wanted
-from tilepipe.prepare import prepare
+from tilepipe.predict import cpu as predict_cpu
+from tilepipe.predict.blend import window_weights
+from tilepipe.predict.predictor import Wanted
+from tilepipe.predict.prepare import prepare
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.schedule import Pool, connect
-from tilepipe.store import open_store
+from tilepipe.store.output import open_store
 from tilepipe.trace import geometry_of
 from tilepipe.window import Window
 

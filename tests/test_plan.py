@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
-from tilepipe.geometry import AxisGeometry, Geometry, Sizes
+from tilepipe.geometry.network import AxisGeometry, Geometry, Sizes
 from tilepipe.plan import PlanRequest, TilePlan, cost, plan
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.window import Interval, Window

@@ -13,12 +13,12 @@ import torch
 from encoder import CLASSES, Encoder, fitted
 from torch import nn
 
-from tilepipe import predict_cpu
-from tilepipe.blend import window_weights
 from tilepipe.errors import ModelError, RunError, UsageError
-from tilepipe.predict import BlockMaps, Predictor, Wanted
-from tilepipe.prepare import prepare
-from tilepipe.scores import Array, normalised
+from tilepipe.predict import cpu as predict_cpu
+from tilepipe.predict.blend import window_weights
+from tilepipe.predict.predictor import BlockMaps, Predictor, Wanted
+from tilepipe.predict.prepare import prepare
+from tilepipe.predict.scores import Array, normalised
 from tilepipe.window import Placement, Window
 
 MEAN, STD = (110.0, 95.0, 80.0), (60.0, 55.0, 50.0)

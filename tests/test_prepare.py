@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from encoder import CLASSES, Encoder, block, fitted
 from torch import nn
 
-from tilepipe.prepare import fold_batch_norms, prepare
+from tilepipe.predict.prepare import fold_batch_norms, prepare
 
 
 class Residual(nn.Module):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import AxisGeometry, Geometry, Sizes
+from tilepipe.geometry.network import AxisGeometry, Geometry, Sizes
 from tilepipe.models import build
 from tilepipe.proof import prove
 from tilepipe.trace import geometry_of

@@ -21,9 +21,9 @@ from rasterio.windows import Window as RasterioWindow
 from rasters import GRID, UTM, noise, read_whole, real_data, write
 
 from tilepipe.errors import InputError, ReadError, TilepipeError, UsageError
-from tilepipe.gdalsource import CACHE_BYTES
-from tilepipe.raster import cache_bytes, in_strips, open_raster, strips
-from tilepipe.rasterinfo import RasterInfo
+from tilepipe.raster.gdal import CACHE_BYTES
+from tilepipe.raster.info import RasterInfo
+from tilepipe.raster.source import cache_bytes, in_strips, open_raster, strips
 from tilepipe.window import Window
 
 RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
@@ -206,9 +206,7 @@ def test_many_threads_read_what_one_reads(tmp_path, storage):
     random = np.random.default_rng(2)
     windows = [
         Window.of(row, row + 50, col, col + 50)
-        for row, col in zip(
-            random.integers(0, 250, 200).tolist(), random.integers(0, 150, 200).tolist(), strict=True
-        )
+        for row, col in zip(random.integers(0, 250, 200).tolist(), random.integers(0, 150, 200).tolist(), strict=True)
     ]
     with ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(lambda window: reader.read(window).values, windows))
@@ -294,9 +292,9 @@ def test_resampled_windows_agree_whatever_is_asked(tmp_path):
     random = np.random.default_rng(3)
     for _ in range(8):
         top, left = int(random.integers(0, shape[0] - 20)), int(random.integers(0, shape[1] - 20))
-        window = Window.of(
-            top, top + int(random.integers(1, 200)), left, left + int(random.integers(1, 200))
-        ).clip(shape)
+        window = Window.of(top, top + int(random.integers(1, 200)), left, left + int(random.integers(1, 200))).clip(
+            shape
+        )
         part = reader.read(window)
         same_pixels(part, whole.values[:, *window.within(Window.whole(shape))],
                     whole.validity()[window.within(Window.whole(shape))])  # fmt: skip
@@ -379,9 +377,7 @@ def test_complex_pixels_are_refused(tmp_path):
 def test_containers_name_their_subdatasets(tmp_path):
     for table in ("one", "two"):
         append = {"APPEND_SUBDATASET": "YES"} if table == "two" else {}
-        write(
-            tmp_path / "a.gpkg", noise((3, 20, 20)), driver="GPKG", crs="EPSG:3857", RASTER_TABLE=table, **append
-        )
+        write(tmp_path / "a.gpkg", noise((3, 20, 20)), driver="GPKG", crs="EPSG:3857", RASTER_TABLE=table, **append)
     with pytest.raises(InputError, match=r"no raster band; name one of its subdatasets: GPKG:.*one, GPKG:.*two"):
         open_raster(tmp_path / "a.gpkg")
 
@@ -395,9 +391,7 @@ def test_blocks_too_large_to_decode_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd"])
 def test_a_damaged_block_names_file_and_window(tmp_path, compress):
-    path = write(
-        tmp_path / "a.tif", noise((1, 64, 64)), tiled=True, blockxsize=32, blockysize=32, compress=compress
-    )
+    path = write(tmp_path / "a.tif", noise((1, 64, 64)), tiled=True, blockxsize=32, blockysize=32, compress=compress)
     with rasterio.open(path) as dataset:
         offset = int(dataset.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
     data = bytearray(path.read_bytes())
@@ -474,9 +468,7 @@ def test_strips_make_up_the_window(top, height, block, parts, width):
     info = replace(plain_info((400, 400)), block_shape=(block, 400))
     window = Window.of(top, top + height, 3, 3 + width)
     cut = strips(info, window, parts)
-    assert [row for part in cut for row in range(part.rows.start, part.rows.stop)] == list(
-        range(top, top + height)
-    )
+    assert [row for part in cut for row in range(part.rows.start, part.rows.stop)] == list(range(top, top + height))
     assert all(part.cols == window.cols for part in cut)
     assert len(cut) <= parts + 1
     if block < height:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tilepipe.errors import UsageError
-from tilepipe.scene import CLASSES, synthetic_scene, write_scene
-from tilepipe.terrain import BUILDING, GRASS, ROAD, WATER
+from tilepipe.scene.synthetic import CLASSES, synthetic_scene, write_scene
+from tilepipe.scene.terrain import BUILDING, GRASS, ROAD, WATER
 
 NAMES = [name for name, _ in CLASSES]
 

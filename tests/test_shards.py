@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from zarr.storage import MemoryStore
 
 from tilepipe.errors import StoreError
-from tilepipe.shards import array_json, encode_block
-from tilepipe.spec import ArraySpec
+from tilepipe.store.shards import array_json, encode_block
+from tilepipe.store.spec import ArraySpec
 
 
 def make_array(dtype: str, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...], sharded: bool):

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from stores import Maps, block_maps, contents, expected, make_spec, make_store, memory_folder, write_all
 
-from tilepipe.durable import TEMPORARY
 from tilepipe.errors import RunError, StoreBusyError, StoreError, TilepipeError
-from tilepipe.records import parse, record_key
-from tilepipe.spec import LabelClass, StoreSpec, differences
-from tilepipe.store import create_or_resume, label_counts, open_store, stored_spec
+from tilepipe.store.durable import TEMPORARY
+from tilepipe.store.output import create_or_resume, label_counts, open_store, stored_spec
+from tilepipe.store.records import parse, record_key
+from tilepipe.store.spec import LabelClass, StoreSpec, differences
 
 
 @st.composite
@@ -335,9 +335,7 @@ def test_leftovers_of_killed_writes_are_removed_at_resume(tmp_path: Path) -> Non
         assert os.listdir(tmp_path / "o" / TEMPORARY) == []
 
 
-def test_files_are_flushed_before_they_are_named_and_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_flushed_before_they_are_named_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from stores import contents, expected, make_spec, make_store, memory_folder, write_all
 
-from tilepipe.durable import TEMPORARY
 from tilepipe.errors import StoreError
-from tilepipe.spec import StoreSpec
-from tilepipe.store import create_or_resume, open_store
+from tilepipe.store.durable import TEMPORARY
+from tilepipe.store.output import create_or_resume, open_store
+from tilepipe.store.spec import StoreSpec
 
 # Children are forked, since starting hundreds of them anew would take minutes; they use no library with threads.
 context = multiprocessing.get_context("fork")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import fold
+from tilepipe.geometry.network import fold
 from tilepipe.trace import activation_bytes, geometry_of, layer_table, trace_network
 from tilepipe.tracing.axes import TangledError, reshape
 from tilepipe.window import Interval

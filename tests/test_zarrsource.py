@@ -13,7 +13,7 @@ from pyproj import CRS
 from rasters import noise
 
 from tilepipe.errors import InputError, ReadError, UsageError
-from tilepipe.raster import open_raster
+from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
 
 TRANSFORM = (2.0, 0.0, 500000.0, 0.0, -2.0, 5000000.0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from tilepipe.errors import PlanError
-from tilepipe.geometry import AxisGeometry
+from tilepipe.geometry.network import AxisGeometry
 from tilepipe.window import Interval
 
 

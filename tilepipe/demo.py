@@ -16,9 +16,9 @@ from tilepipe.errors import InputError, UsageError
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import Progress, Summary, segment_raster
 from tilepipe.preview import side_by_side
-from tilepipe.scene import write_scene
+from tilepipe.scene.synthetic import write_scene
 from tilepipe.schedule import Stop
-from tilepipe.store import OutputStore, open_store
+from tilepipe.store.output import OutputStore, open_store
 
 MODEL = "synthetic-landcover"
 STRIP = 1024
@@ -122,9 +122,7 @@ def compare(files: DemoFiles) -> Scores:
     return Scores(total)
 
 
-def confusion(
-    truth: NDArray[np.unsignedinteger], labels: NDArray[np.unsignedinteger], count: int
-) -> NDArray[np.int64]:
+def confusion(truth: NDArray[np.unsignedinteger], labels: NDArray[np.unsignedinteger], count: int) -> NDArray[np.int64]:
     """(true class, labelled class): pixels, of those where both are one of `count` classes."""
     both = (truth < count) & (labels < count)
     pairs = truth[both].astype(np.int64) * count + labels[both]

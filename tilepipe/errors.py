@@ -52,7 +52,7 @@ class RunError(TilepipeError):
     exit_code = 1
 
 
-class Interrupted(TilepipeError):
+class StoppedError(TilepipeError):
     """A job that was told to stop; its finished blocks are kept and the same command resumes it."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -29,10 +29,10 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
-from tilepipe.durable import explain
 from tilepipe.errors import RunError, StoreError, UsageError
-from tilepipe.spec import ArraySpec, StoreSpec
-from tilepipe.store import OutputStore, open_store
+from tilepipe.store.durable import explain
+from tilepipe.store.output import OutputStore, open_store
+from tilepipe.store.spec import ArraySpec, StoreSpec
 from tilepipe.window import Interval, Window
 
 TILE = 512

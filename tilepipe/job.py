@@ -18,19 +18,19 @@ import numpy as np
 import psutil
 import torch
 
-from tilepipe.area import AreaMask, open_area, region_window
 from tilepipe.axis import AxisPlan
-from tilepipe.bands import select_bands
 from tilepipe.checkpoint import Model, bundled_models, load_model
 from tilepipe.errors import ModelError, UsageError
-from tilepipe.geometry import AxisGeometry, Geometry
-from tilepipe.ingest import needs_staging
+from tilepipe.geometry.network import AxisGeometry, Geometry
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan, plan
 from tilepipe.projection import Footprint, PixelLayout, Resources
-from tilepipe.raster import RasterInfo, RasterSource, open_raster
+from tilepipe.raster.area import AreaMask, open_area, region_window
+from tilepipe.raster.bands import select_bands
+from tilepipe.raster.ingest import needs_staging
+from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
 from tilepipe.schedule import Pool
-from tilepipe.spec import ControlPoint, StoreSpec
+from tilepipe.store.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes, geometry_of
 from tilepipe.version import __version__
 from tilepipe.window import Window

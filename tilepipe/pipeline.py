@@ -19,19 +19,19 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tilepipe.area import AreaMask
-from tilepipe.blend import window_weights
 from tilepipe.checkpoint import IN_MEMORY, Model, load_model
-from tilepipe.errors import Interrupted, ReadError, RunError, UsageError
-from tilepipe.ingest import staged
+from tilepipe.errors import ReadError, RunError, StoppedError, UsageError
 from tilepipe.job import Job, cell_offset, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex, TilePlan
-from tilepipe.predict import BlockMaps, Predictor, Wanted
-from tilepipe.prepare import use_large_pages
-from tilepipe.raster import RasterSource
+from tilepipe.predict.blend import window_weights
+from tilepipe.predict.predictor import BlockMaps, Predictor, Wanted
+from tilepipe.predict.prepare import use_large_pages
+from tilepipe.raster.area import AreaMask
+from tilepipe.raster.ingest import staged
+from tilepipe.raster.source import RasterSource
 from tilepipe.schedule import Bounded, Stop, connect, map_bounded, resident
-from tilepipe.store import OutputStore, create_or_resume, stored_spec
+from tilepipe.store.output import OutputStore, create_or_resume, stored_spec
 from tilepipe.window import Placement, Window
 
 HOPELESS = 1024
@@ -103,7 +103,7 @@ def segment_raster(
     `inputs` is anything GDAL opens, several files read as one mosaic, or a zarr array; `model` a model file, a
     bundled model's name, or None for the bundled one that fits. `announce` hears of the job before it starts (its
     plan, its notes), `progress` of every finished block. Raises TilepipeError for what the caller can mend,
-    Interrupted (a TilepipeError) after a request to stop; finished blocks are kept in every case.
+    StoppedError (a TilepipeError) after a request to stop; finished blocks are kept in every case.
     """
     started = time.perf_counter()
     use_large_pages()
@@ -163,7 +163,7 @@ def _readable(job: Job, output: str | Path, stop: Stop) -> Iterator[RasterSource
 
     def check(done: int, total: int) -> None:
         if stop.asked:
-            raise Interrupted(
+            raise StoppedError(
                 f"stopped after {done} of {total} pixels were staged; the same command stages them anew",
                 stop.exit_code,
             )
@@ -364,7 +364,7 @@ class _Run:
         # A stopped job has blocks that nobody tried: running it again helps, whatever else was unreadable.
         if state.done + self.unreadable < state.total:
             told = f"{unread}; " if unread else ""
-            raise Interrupted(
+            raise StoppedError(
                 f"{told}stopped after {state.done} of {state.total} blocks; the same command resumes {output}",
                 stop.exit_code,
             )

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
-from tilepipe.geometry import AxisGeometry, Geometry
+from tilepipe.geometry.network import AxisGeometry, Geometry
 from tilepipe.projection import BlockDemand, Footprint, PixelLayout, Projection, Resources, project
 from tilepipe.window import Interval, Placement, Window
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tilepipe.errors import InputError
-from tilepipe.spec import ClassLike
+from tilepipe.store.spec import ClassLike
 
 NODATA_COLOR = (236, 236, 236)
 PAPER, INK, EDGE = (255, 255, 255), (40, 40, 40), (160, 160, 160)

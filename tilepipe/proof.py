@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import AxisGeometry, Geometry, round_up
+from tilepipe.geometry.network import AxisGeometry, Geometry, round_up
 from tilepipe.trace import activation_bytes, first_map
 from tilepipe.window import Interval, Window
 

@@ -109,9 +109,7 @@ def _join(address: str) -> Client:
     try:
         return Client(address, set_as_default=False, timeout="15s")
     except (OSError, ValueError, TimeoutError) as error:
-        raise UsageError(
-            f"no dask scheduler answers at {address} ({error}); start one, or drop --scheduler"
-        ) from error
+        raise UsageError(f"no dask scheduler answers at {address} ({error}); start one, or drop --scheduler") from error
 
 
 def _start(pool: Pool) -> SpecCluster:

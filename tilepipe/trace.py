@@ -17,9 +17,9 @@ from functools import lru_cache
 
 from torch import nn
 
-from tilepipe.geometry import Geometry, Trace, fold
-from tilepipe.sizes import derive
-from tilepipe.steps import Mixing
+from tilepipe.geometry.network import Geometry, Trace, fold
+from tilepipe.geometry.sizes import derive
+from tilepipe.geometry.steps import Mixing
 from tilepipe.tracing.memory import Memory, activation_bytes
 from tilepipe.tracing.run import first_map, on_meta, trace_at
 from tilepipe.window import Interval

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tilepipe.checkpoint import ClassInfo, ModelCard, save_model
 from tilepipe.models.segnet import SegNet, segnet
-from tilepipe.scene import CLASSES, PIXEL_SIZE, Scene, synthetic_scene
+from tilepipe.scene.synthetic import CLASSES, PIXEL_SIZE, Scene, synthetic_scene
 
 TRAINING_SEEDS = 1_000_000
 HELD_OUT = (1, 2, 3, 4)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tilepipe.cli.failures import Manner, report
-from tilepipe.errors import Interrupted
+from tilepipe.errors import StoppedError
 
 
 class Group(TyperGroup):
@@ -49,13 +49,11 @@ class Group(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """What the command returns; Interrupted where Ctrl-C ended it."""
+        """What the command returns; StoppedError where Ctrl-C ended it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted(
-                "interrupted; finished blocks are kept, and the same command resumes", 130
-            ) from error
+            raise StoppedError("interrupted; finished blocks are kept, and the same command resumes", 130) from error
 
 
 def _manner_of(words: Sequence[str]) -> Manner:

@@ -73,9 +73,7 @@ def segment(
                 for note in heard:
                     tell.note(note)
 
-            summary = segment_raster(
-                inputs, output, job.model, options, progress=tell, announce=announce, stop=stop
-            )
+            summary = segment_raster(inputs, output, job.model, options, progress=tell, announce=announce, stop=stop)
         for note in summary.notes:
             if note not in heard:
                 tell.note(note)

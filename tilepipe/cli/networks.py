@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tilepipe.checkpoint import ModelCard
-    from tilepipe.geometry import AxisGeometry, Geometry
+    from tilepipe.geometry.network import AxisGeometry, Geometry
 
 CORES = (1024, 2048, 4096)
 DISPROVED = 3
@@ -102,9 +102,7 @@ def layers(network: nn.Module, geometry: Geometry) -> list[dict[str, Any]]:
     """Each layer's name, operator, size, and which of its outputs an aligned core needs, as JSON values."""
     from tilepipe.trace import layer_table
 
-    sizes = [
-        axis.sizes.ceil(axis.alignment) if axis.sizes.step else axis.sizes.minimums[0] for axis in geometry.axes
-    ]
+    sizes = [axis.sizes.ceil(axis.alignment) if axis.sizes.step else axis.sizes.minimums[0] for axis in geometry.axes]
     return [asdict(row) for row in layer_table(network, geometry, (sizes[0], sizes[1]))]
 
 
@@ -173,8 +171,7 @@ def proof_text(proof: dict[str, Any], verbose: bool) -> str:
 def layer_text(rows: list[dict[str, Any]]) -> str:
     """The layers, and which of their rows and columns an aligned core needs."""
     words = [
-        (row["name"], row["operator"], show.by(row["size"]), *(_interval(need) for need in row["need"]))
-        for row in rows
+        (row["name"], row["operator"], show.by(row["size"]), *(_interval(need) for need in row["need"])) for row in rows
     ]
     return show.table(("layer", "operator", "size", "rows needed", "columns needed"), words)
 

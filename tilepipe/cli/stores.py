@@ -16,7 +16,7 @@ from tilepipe.cli.options import LongTalk, Overwrite, Talk
 from tilepipe.cli.progress import State, Teller, Work, teller
 
 if TYPE_CHECKING:
-    from tilepipe.store import OutputStore
+    from tilepipe.store.output import OutputStore
 
 StorePath = Annotated[
     str, typer.Argument(metavar="OUT.zarr", show_default=False, help="A store that `tilepipe segment` wrote.")
@@ -41,7 +41,7 @@ def status(store: StorePath, talk: Talk) -> None:
 
     Blocks, classes with shares and areas, disagreement of tiles, who writes to it, the settings.
     """
-    from tilepipe.store import open_store
+    from tilepipe.store.output import open_store
 
     found = describe_store(open_store(store))
     print(json.dumps(found) if talk.json else status_text(found, talk.verbose))
@@ -78,9 +78,9 @@ def ingest(paths: Paths, talk: LongTalk, nodata: NoData = None, overwrite: Overw
     INPUT, read as one mosaic, becomes OUTPUT.zarr, whose windows read fast: for sources that are slow to read in
     windows or far away, and are segmented more than once.
     """
-    from tilepipe.ingest import ingest as copy
     from tilepipe.options import parse_nodata
-    from tilepipe.raster import open_raster
+    from tilepipe.raster.ingest import ingest as copy
+    from tilepipe.raster.source import open_raster
 
     inputs, output = split_paths(paths)
     source = open_raster(inputs, nodata=None if nodata is None else parse_nodata(nodata))
@@ -133,7 +133,7 @@ def describe_store(store: OutputStore) -> dict[str, Any]:
 
 def pixel_area(store: OutputStore) -> float | None:
     """Square metres of a pixel, at the map's centre; None without CRS and transform."""
-    from tilepipe.rasterinfo import RasterInfo, pixel_size_m
+    from tilepipe.raster.info import RasterInfo, pixel_size_m
 
     spec = store.spec
     info = RasterInfo(store.path, spec.shape, ("uint8",), (None,), ("gray",), (None,), spec.crs_wkt, spec.transform)
@@ -143,7 +143,7 @@ def pixel_area(store: OutputStore) -> float | None:
 
 def writer(store: OutputStore) -> dict[str, Any] | None:
     """Who holds the store's lease, and why it no longer counts where it does not; None where nobody does."""
-    from tilepipe.lease import KEY, Owner, stale_reason
+    from tilepipe.store.lease import KEY, Owner, stale_reason
 
     data = store.files.read(KEY)
     if data is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tilepipe.steps import Slide, Spread, Step
+from tilepipe.geometry.steps import Slide, Spread, Step
 
 Factor = tuple[str, int]
 Dim = tuple[Factor, ...]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tilepipe.errors import GeometryError
-from tilepipe.steps import Step
+from tilepipe.geometry.steps import Step
 from tilepipe.tracing.axes import Dim, Dims, Field, plain, resized
 from tilepipe.tracing.recorder import Recorder
 

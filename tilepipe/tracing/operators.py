@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from tilepipe.steps import Filter, Mixing, Resample, Same, Slide, Spread, Step
+from tilepipe.geometry.steps import Filter, Mixing, Resample, Same, Slide, Spread, Step
 from tilepipe.tracing.axes import Dims, Field, plain
 from tilepipe.tracing.call import Call, Result
 from tilepipe.tracing.views import join

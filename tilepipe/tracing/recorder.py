@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tilepipe.geometry import Layer
-from tilepipe.steps import Mixing, Same, Step
+from tilepipe.geometry.network import Layer
+from tilepipe.geometry.steps import Mixing, Same, Step
 from tilepipe.tracing.axes import AXES, Dims, Field, plain, sizes
 
 _SAME: Mapping[str, Step] = {}

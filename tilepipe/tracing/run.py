@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from tilepipe.errors import GeometryError
-from tilepipe.geometry import Layer, Trace
-from tilepipe.residues import SizeRefusedError
-from tilepipe.steps import Mixing, Same
+from tilepipe.geometry.network import Layer, Trace
+from tilepipe.geometry.residues import SizeRefusedError
+from tilepipe.geometry.steps import Mixing, Same
 from tilepipe.tracing.axes import AXES, Field, plain
 from tilepipe.tracing.call import Call, Result
 from tilepipe.tracing.recorder import Recorder

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tilepipe.steps import Slide, Step
+from tilepipe.geometry.steps import Slide, Step
 from tilepipe.tracing.axes import Dim, Dims, Field, TangledError, plain, reshape
 from tilepipe.tracing.call import Call, Result, guessed
 

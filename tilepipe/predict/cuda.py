@@ -1,0 +1,207 @@
+"""Inference on a CUDA device: pixels go up once as stored, maps come back, everything between stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+
+from tilepipe.errors import RunError
+from tilepipe.predict import blend_cuda as kernels
+from tilepipe.predict.cuda_device import CudaDevice, Download
+from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
+from tilepipe.predict.prepare import Prepared, scores_of
+from tilepipe.predict.scores import Array, label_dtype
+from tilepipe.window import Placement, Window
+
+Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class CudaEngine:
+    """A prepared network on one CUDA device.
+
+    Any number of threads may call `exact` and `blend` at once. A lock covers the queueing of a block's work only,
+    so the next block is queued while the device computes this one. Tiles run one by one.
+    """
+
+    def __init__(
+        self,
+        network: Prepared,
+        statistics: tuple[Array, Array],
+        classes: int,
+        tile: tuple[int, int],
+        device: CudaDevice,
+    ) -> None:
+        self.network, self.classes, self.tile, self.device = network, classes, tile, device
+        place = device.device
+        self.mean, self.std = (torch.from_numpy(s).to(place).view(-1, 1, 1) for s in statistics)
+        self._lock = Lock()
+
+    def close(self) -> None:
+        """Gives cached device memory back."""
+        self.device.free()
+
+    def device_bytes(self) -> int:
+        """The most device memory that was reserved at once."""
+        return self.device.peak_bytes()
+
+    def limit(self, size: int) -> None:
+        """Lets the device give no more than `size` bytes."""
+        self.device.limit(size)
+
+    def output_shape(self, bands: int) -> tuple[int, int]:
+        """The (rows, columns) that the network makes of a tile."""
+        zeros = np.zeros((bands, *self.tile), np.uint8)
+        whole = Window.whole(self.tile)
+        job = BlockJob(zeros, None, None, [], (0, 0), Wanted())
+        with self._lock, self.device.computing():
+            block = _Block(self, job)
+            height, width = block.scores(Placement(whole, whole, whole)).shape[1:]
+        return height, width
+
+    def exact(self, job: BlockJob) -> BlockMaps:
+        """The block's maps, each output from the one tile whose core it lies in."""
+        return self._twice(job, lambda block: block.exact())
+
+    def blend(self, job: BlockJob, weights: Array) -> BlockMaps:
+        """The block's maps from its tiles' weighted probabilities, added in the order of placements."""
+        return self._twice(job, lambda block: block.blend(weights))
+
+    def _twice(self, job: BlockJob, queue: Callable[[_Block], Download]) -> BlockMaps:
+        staged = [self.device.stage(array) for array in (job.values, job.valid, job.keep) if array is not None]
+        for _ in range(2):
+            with suppress(torch.OutOfMemoryError):
+                with self._lock, self.device.computing():
+                    download = queue(_Block(self, job, staged))
+                return _gathered(job, self.classes, download.wait())
+            # Only now: while the error was handled, its frames held the block's tensors.
+            self.device.free()
+        raise RunError(
+            f"a tile of {self.tile[0]} x {self.tile[1]} does not fit into the memory of {self.device.device}, "
+            f"caches freed; choose a smaller --tile, about {self.tile[0] // 2} x {self.tile[1] // 2}"
+        )
+
+
+class _Block:
+    """One block's tensors on the device, while its work is queued."""
+
+    def __init__(self, engine: CudaEngine, job: BlockJob, staged: Sequence[torch.Tensor] | None = None) -> None:
+        self.engine, self.job, self.device = engine, job, engine.device
+        if staged is None:
+            staged = [self.device.stage(job.values)]
+        tensors = iter(self.device.upload(staged))
+        self.values = next(tensors)
+        self.valid = None if job.valid is None else next(tensors)
+        self.keep = self._nothing(torch.bool) if job.keep is None else next(tensors)
+        self.undefined = torch.zeros(1, dtype=torch.int32, device=self.device.device)
+
+    def _nothing(self, dtype: torch.dtype, dims: int = 2) -> torch.Tensor:
+        return torch.empty((0,) * dims, dtype=dtype, device=self.device.device)
+
+    def _maps(self) -> Maps:
+        job, place = self.job, self.device.device
+        classes, wanted = self.engine.classes, job.wanted
+        # torch has no arithmetic for uint16, but keeps it; zeros are what skipped tiles leave.
+        labels = torch.zeros(job.shape, dtype=getattr(torch, label_dtype(classes).name), device=place)
+        confidence = self._nothing(torch.uint8)
+        if wanted.confidence:
+            confidence = torch.zeros(job.shape, dtype=torch.uint8, device=place)
+        kind = torch.uint8 if wanted.probabilities == "uint8" else torch.float32
+        probabilities = self._nothing(kind, 3)
+        if wanted.probabilities is not None:
+            probabilities = torch.zeros((classes, *job.shape), dtype=kind, device=place)
+        return labels, confidence, probabilities
+
+    def scores(self, tile: Placement) -> torch.Tensor:
+        """The scores of a tile's crop, (classes, h, w), float32 or float64."""
+        engine, (rows, cols) = self.engine, _slices(tile.source)
+        assert tile.source.shape == engine.tile, f"a tile of {tile.source.shape} where {engine.tile} is planned"
+        pixels = self.values[:, rows, cols].to(engine.mean.dtype)
+        pixels = pixels.sub_(engine.mean) if pixels is not self.values else pixels - engine.mean
+        pixels.div_(engine.std)
+        if self.valid is not None:
+            pixels.masked_fill_(~self.valid[rows, cols], 0)
+        # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            scores = scores_of(engine.network, pixels[None], engine.classes)
+        crop = scores[0][:, *_slices(tile.crop)]
+        return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
+
+    def exact(self) -> Download:
+        maps = self._maps()
+        for tile in self.job.kept_placements():
+            self._run(
+                kernels.score_maps,
+                tile.crop.shape,
+                (self.scores(tile), tile.target.origin, self.keep, *maps, self.job.wanted.scale, self.undefined),
+            )
+        return self._download(maps, torch.zeros(3, dtype=torch.int64, device=self.device.device))
+
+    def blend(self, weights: Array) -> Download:
+        job, place, classes = self.job, self.device.device, self.engine.classes
+        maps = self._maps()
+        rows, groups = blend_rows(job.kept_placements())
+        sums = torch.zeros((classes + 1, rows, job.shape[1]), dtype=torch.float32, device=place)
+        state = torch.zeros((rows, job.shape[1]), dtype=torch.int32, device=place)
+        window = torch.from_numpy(weights).to(place)
+        counts = torch.zeros(3, dtype=torch.int64, device=place)
+        starts = [start for start, _ in groups] + [job.shape[0]]
+        for (start, tiles), end in zip(groups, starts[1:], strict=True):
+            keep = self.keep[start:] if job.keep is not None else self.keep
+            for tile in tiles:
+                to = tile.target.rows.start - start, tile.target.cols.start
+                weight = window[_slices(tile.crop)]
+                arguments = self.scores(tile), to, keep, weight, sums, state, self.undefined
+                self._run(kernels.accumulate, tile.crop.shape, arguments)
+            done = min(end, start + rows)
+            span = done - start, job.shape[1]
+            self._run(kernels.finish, span, (sums, (start, done), *maps, job.wanted.scale))
+            counts += _count(state[: done - start], self.keep[start:done] if job.keep is not None else None)
+            _advance(sums, end - start)
+            _advance(state, end - start)
+        return self._download(maps, counts)
+
+    def _run(self, kernel: Any, shape: tuple[int, int], arguments: tuple[Any, ...]) -> None:
+        self.device.run(kernel, kernels.blocks_for(shape), kernels.THREADS, arguments)
+
+    def _download(self, maps: Maps, counts: torch.Tensor) -> Download:
+        return self.device.download([*maps, counts, self.undefined])
+
+
+def _slices(window: Window) -> tuple[slice, slice]:
+    return slice(window.rows.start, window.rows.stop), slice(window.cols.start, window.cols.stop)
+
+
+def _count(state: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """(several tiles, tiles of different labels, no tile): the numbers of kept pixels."""
+    seen = state & 3
+    which = torch.stack([seen >= 2, seen == 3, seen == 0])
+    return (which if keep is None else which & keep).sum(dim=(1, 2))
+
+
+def _advance(strip: torch.Tensor, by: int) -> None:
+    """Drop a strip's first rows, move the others up, and clear what is freed."""
+    kept = max(strip.shape[-2] - by, 0)
+    strip[..., :kept, :] = strip[..., by : by + kept, :].clone()
+    strip[..., kept:, :] = 0
+
+
+def _gathered(job: BlockJob, classes: int, arrays: Sequence[Array]) -> BlockMaps:
+    """The maps that came back, checked."""
+    labels, confidence, probabilities, counts, undefined = arrays
+    job.refuse_undefined(int(undefined[0]), job.kept_placements())
+    overlapped, disagreed, missed = (int(n) for n in counts)
+    assert missed == 0, f"{missed} outputs are in no tile"
+    wanted = job.wanted
+    maps = BlockMaps(
+        labels,
+        confidence if wanted.confidence else None,
+        probabilities if wanted.probabilities is not None else None,
+        overlapped,
+        disagreed,
+    )
+    return maps.finished(job.keep, classes, wanted)

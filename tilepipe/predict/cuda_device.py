@@ -1,0 +1,93 @@
+"""A CUDA device as the engine uses it: uploads, kernels, downloads. The one place where torch and numba meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from tilepipe.errors import UsageError
+from tilepipe.predict.scores import Array
+
+try:
+    from numba import cuda
+except ImportError as error:  # numba's CUDA part is the `gpu` extra
+    raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]") from error
+
+
+class CudaDevice:
+    """One CUDA device, with a stream for uploads and one for computing.
+
+    Work is queued in the order of calls; nothing waits but `fetch`. Buffers that are uploaded or fetched are
+    page-locked, and come from torch's cache of such memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._uploads = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def stage(self, values: Array) -> torch.Tensor:
+        """A page-locked copy of `values`, from which `upload` does not have to wait."""
+        plain = torch.from_numpy(values)
+        return torch.empty(plain.shape, dtype=plain.dtype, pin_memory=True).copy_(plain)
+
+    def upload(self, staged: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies on the device; computing that is queued from now on sees them whole."""
+        with torch.cuda.stream(self._uploads):
+            copies = [tensor.to(self.device, non_blocking=True) for tensor in staged]
+        self._computing.wait_stream(self._uploads)
+        for copy in copies:
+            copy.record_stream(self._computing)
+        return copies
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """A context whose work, torch's and numba's, goes to the computing stream."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._computing), torch.inference_mode():
+            yield
+
+    def run(self, kernel: Any, grid: tuple[int, int], threads: tuple[int, int], arguments: Sequence[Any]) -> None:
+        """Queue a numba kernel on the current stream; tensors among the arguments are passed as they lie."""
+        with cuda.gpus[self.device.index]:
+            stream = cuda.external_stream(torch.cuda.current_stream(self.device).cuda_stream)
+            given = [cuda.as_cuda_array(a, sync=False) if isinstance(a, torch.Tensor) else a for a in arguments]
+            kernel[grid, threads, stream](*given)
+
+    def download(self, tensors: Sequence[torch.Tensor]) -> Download:
+        """Queue copies of `tensors` to the host, after all that is queued."""
+        copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        return Download(copies, done)
+
+    def free(self) -> None:
+        """Wait for all that is queued, and give cached memory back to the device."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+
+    def limit(self, size: int) -> None:
+        """Lets torch's allocator take at most `size` bytes of the device."""
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), self.device)
+
+    def peak_bytes(self) -> int:
+        """The most memory that was reserved at once."""
+        return int(torch.cuda.max_memory_reserved(self.device))
+
+
+class Download:
+    """Arrays on their way to the host."""
+
+    def __init__(self, tensors: list[torch.Tensor], done: Any) -> None:
+        self._tensors, self._done = tensors, done
+
+    def wait(self) -> list[Array]:
+        """The arrays, once they are here; in memory of their own."""
+        self._done.synchronize()
+        return [np.array(tensor.numpy()) for tensor in self._tensors]

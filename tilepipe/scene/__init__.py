@@ -1,0 +1,1 @@
+"""Synthetic aerial scenes with their truth."""

@@ -1,0 +1,1 @@
+"""The output store: its layout, what is durable and done, who may write."""

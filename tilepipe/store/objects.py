@@ -1,0 +1,160 @@
+# ruff: noqa: D102 - the methods are documented once, on Files
+"""A store's files on an object store (S3 and whatever else fsspec knows): one PUT each, nothing to flush."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+
+from tilepipe.errors import RunError, StoreError, TilepipeError
+from tilepipe.store.durable import TEMPORARY, Files, LocalFiles
+
+
+def files_at(path: str | os.PathLike[str]) -> Files:
+    """The files below a folder, or below a URL that fsspec knows, such as s3://bucket/out.zarr."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return LocalFiles(text.removeprefix("file://"))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", text):
+        return ObjectFiles(text)
+    return LocalFiles(text)
+
+
+class ObjectFiles:
+    """Objects below an fsspec URL, each written by one PUT.
+
+    Exclusive creation is the driver's conditional PUT (`mode="create"`: S3, memory ...); drivers without one
+    look first and then write, which leaves a gap of a round trip.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = self.location = root
+        self._opened: tuple[Any, str] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A driver's connections stay in the process that made them.
+        return ObjectFiles, (self.root,)
+
+    @property
+    def _fs(self) -> Any:
+        return self._driver()[0]
+
+    def _path(self, key: str) -> str:
+        base = self._driver()[1].rstrip("/")
+        return f"{base}/{key}" if key else base
+
+    def _driver(self) -> tuple[Any, str]:
+        if self._opened is None:
+            try:
+                self._opened = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+            except (ImportError, ValueError) as error:
+                raise StoreError(f"{self.root}: {error}; install the driver, or write to a folder") from error
+        return self._opened
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, TilepipeError):
+            raise
+        except PermissionError as error:
+            raise StoreError(f"{self.root}/{key}: {error}; the credentials must allow it") from error
+        except Exception as error:  # each driver has error types of its own
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RunError(f"{self.root}/{key}: {reason}; run the same command again to resume") from error
+
+    def read(self, key: str) -> bytes | None:
+        with self._explained(key):
+            try:
+                return bytes(self._fs.cat_file(self._path(key)))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def read_folder(self, folder: str) -> dict[str, bytes]:
+        paths = [f"{self._path(folder)}/{name}" for name in self.names(folder)]
+        if not paths:
+            return {}
+        with self._explained(folder):
+            # One call, so that drivers fetch many at once.
+            found = self._fs.cat(paths, on_error="omit")
+        return {str(path).rsplit("/", 1)[-1]: bytes(data) for path, data in found.items()}
+
+    def names(self, folder: str) -> list[str]:
+        with self._explained(folder):
+            try:
+                entries = self._fs.ls(self._path(folder), detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries})
+
+    def checksum(self, key: str) -> str | None:
+        with self._explained(key):
+            try:
+                with self._fs.open(self._path(key), "rb") as file:
+                    digest = hashlib.sha256()
+                    while data := file.read(1 << 22):
+                        digest.update(data)
+            except FileNotFoundError:
+                return None
+        return digest.hexdigest()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._explained(key):
+            self._fs.pipe_file(self._path(key), data)
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Nothing: a PUT lasts when it returns."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        with self._explained(key):
+            if self._fs.exists(path):
+                return False
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            except (NotImplementedError, TypeError, ValueError):
+                self._fs.pipe_file(path, data)
+        return True
+
+    def delete(self, key: str) -> None:
+        with self._explained(key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._path(key), recursive=True)
+
+    def touch(self, key: str, data: bytes) -> None:
+        self.write(key, data)
+
+    def age(self, key: str) -> float | None:
+        try:
+            then = self._fs.modified(self._path(key))
+        except (OSError, NotImplementedError):
+            return None
+        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"-")
+            now = self._fs.modified(self._path(probe))
+        except TilepipeError:  # readers need not be allowed to write
+            now = datetime.now(UTC)
+        finally:
+            with contextlib.suppress(TilepipeError):
+                self.delete(probe)
+        return float((now - then).total_seconds())
+
+    @contextlib.contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        yield
+
+    def clean(self) -> int:
+        left = self.names(TEMPORARY)
+        for name in left:
+            self.delete(f"{TEMPORARY}/{name}")
+        return len(left)
