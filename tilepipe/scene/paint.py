@@ -67,6 +67,7 @@ def render(seed: int, row: int, col: int, plane: Plane, image: Pixels, labels: P
     for r in range(labels.shape[0]):
         for c in range(labels.shape[1]):
             y, x = float(row + r), float(col + c)
+            rgb[:] = 0.0  # a pixel's colour must not depend on what was painted before it
             labels[r, c] = paint_pixel(seed, y, x, plane, sun, rgb)
             light = 0.94 + 0.12 * noise(y / 600.0, x / 600.0, key + 1)
             bits = hashed(row + r, col + c, key + 2)
