@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from reference import MEAN, STD, model_of
 
+from tilepipe.block import BlockRunner
 from tilepipe.checkpoint import Model, save_model
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
-from tilepipe.pipeline import BlockRunner, Summary, segment_raster
+from tilepipe.pipeline import Summary, segment_raster
 from tilepipe.predict.predictor import Predictor
 from tilepipe.store.output import open_store
 from tilepipe.window import Window

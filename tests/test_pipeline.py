@@ -18,12 +18,13 @@ from reference import MEAN, STD, ArraySource, model_of, scene, settled, whole_la
 from torch import nn
 
 from tilepipe.axis import extended_size
+from tilepipe.block import BlockRecipe, BlockRunner
 from tilepipe.checkpoint import Model, save_model
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import Geometry
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
-from tilepipe.pipeline import BlockRecipe, BlockRunner, segment_raster
+from tilepipe.pipeline import segment_raster
 from tilepipe.plan import PlanRequest, TilePlan, plan
 from tilepipe.predict import cpu as predict_cpu
 from tilepipe.predict.blend import window_weights

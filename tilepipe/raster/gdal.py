@@ -44,6 +44,7 @@ _GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 _OPTIONS = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # a truncated JPEG is otherwise filled with grey, silently
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # sidecars are asked for by name; a bucket's folder may be endless
+    "VRT_NUM_THREADS": "1",  # what fails in GDAL's own threads is not told: the pixels would be 0
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
 }
@@ -80,6 +81,10 @@ class GdalRecipe:
     one_dataset: bool = False
     """Whether threads take turns at one dataset. Files stored in strips want it: a strip serves many windows, and
     each dataset would decode it and keep it for itself."""
+    composed: bool = False
+    """Whether GDAL puts it together from other files. It keeps their datasets in a pool of the whole process, and
+    tells of one that cannot be opened once: later reads, of any thread, give 0 and no error. So threads take turns,
+    and after an error the dataset is closed, which empties the pool."""
 
     def backend(self) -> GdalBackend:
         """A backend that opens its datasets when they are first read, one per thread."""
@@ -103,8 +108,9 @@ class GdalBackend:
 
     def __init__(self, recipe: GdalRecipe) -> None:
         self._recipe = recipe
-        self._local: Any = _Slot() if recipe.one_dataset else threading.local()
-        self._turn: AbstractContextManager[Any] = threading.Lock() if recipe.one_dataset else nullcontext()
+        one = recipe.one_dataset or recipe.composed
+        self._local: Any = _Slot() if one else threading.local()
+        self._turn: AbstractContextManager[Any] = threading.Lock() if one else nullcontext()
         self._opened: list[Any] = []
         self._generation = 0
         self._lock = threading.Lock()
@@ -134,19 +140,29 @@ class GdalBackend:
 
     def close(self) -> None:
         """Close every thread's dataset."""
-        with self._turn, self._lock:
-            self._generation += 1
-            for dataset in self._opened:
-                dataset.close()
-            self._opened.clear()
+        with self._turn:
+            self._drop()
 
     @contextmanager
     def _reading(self, window: Window) -> Iterator[Any]:
         try:
             with self._turn, rasterio.Env(**_OPTIONS):
-                yield self._dataset()
+                try:
+                    yield self._dataset()
+                except _GDAL_ERRORS:
+                    if self._recipe.composed:
+                        self._drop()
+                    raise
         except _GDAL_ERRORS as error:
             raise ReadError(f"{self._recipe.name}: cannot read {window}: {reason(error)}") from error
+
+    def _drop(self) -> None:
+        """Close what is open; whoever has no turn to take must not be reading."""
+        with self._lock:
+            self._generation += 1
+            for dataset in self._opened:
+                dataset.close()
+            self._opened.clear()
 
     def _dataset(self) -> Any:
         dataset, generation = getattr(self._local, "dataset", None), getattr(self._local, "generation", -1)

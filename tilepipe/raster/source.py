@@ -42,6 +42,9 @@ Nodata = float | Literal["none"] | None
 STRIP_CACHE = 512 << 20
 """The most that GDAL's block cache gets for a source stored in strips, unless `with_cache` says otherwise."""
 
+COMPOSED = ("VRT", "GTI", "STACIT", "STACTA")
+"""Drivers of rasters that are put together from other files."""
+
 STRIP_WINDOW = (4096, 4096)
 """The windows that this cache is made for, where it suffices."""
 
@@ -198,7 +201,8 @@ def _open_gdal(
     if resample_to is not None:
         recipe, raw = _resampled(recipe, raw, nodata, resample_to)
     cache = min(STRIP_CACHE, cache_bytes(raw, STRIP_WINDOW))
-    return replace(recipe, cache_bytes=cache, one_dataset=in_strips(raw)), raw
+    composed = len(names) > 1 or raw.driver in COMPOSED
+    return replace(recipe, cache_bytes=cache, one_dataset=in_strips(raw), composed=composed), raw
 
 
 def _target(name: str) -> str:
