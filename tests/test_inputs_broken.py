@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import rasterio
 import zarr
+from affine import Affine
 from commands import assert_one_line, forget_variables, run
 from numpy.typing import NDArray
-from rasters import noise, write
+from rasters import GRID, noise, write
 from runs import OPTIONS, pixel_labels, pixel_model, saved, segment
 
 from tilepipe.errors import InputError, ReadError, RunError, StoreError, TilepipeError
@@ -130,6 +131,55 @@ def test_a_file_that_goes_away_while_it_is_read(tmp_path: Path) -> None:
 
     with pytest.raises(ReadError, match=r"6 of 6 blocks could not be read, the first: .*in\.tif: cannot read"):
         segment_raster(path, tmp_path / "out.zarr", pixel_model(), OPTIONS, progress=remove)
+
+
+def mosaic(folder: Path, values: NDArray[Any]) -> list[Path]:
+    """The values cut into four files."""
+    folder.mkdir()
+    side, found = values.shape[1] // 2, []
+    for row, col in ((0, 0), (0, side), (side, 0), (side, side)):
+        part = values[:, row : row + side, col : col + side]
+        place = GRID * Affine.translation(col, row)
+        found.append(write(folder / f"{row}_{col}.tif", part, transform=place, compress="deflate", **TILED))
+    return found
+
+
+QUARTERS = noise((1, 256, 256))
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone", "no raster"])
+@pytest.mark.parametrize("through", ["files", "vrt"])
+def test_a_broken_part_of_a_mosaic_costs_its_own_labels_only(tmp_path: Path, how: str, through: str) -> None:
+    files = mosaic(tmp_path / "parts", QUARTERS)
+    inputs: Any = files
+    if through == "vrt":
+        inputs = tmp_path / "in.vrt"
+        inputs.write_text(open_raster(files).recipe.target)
+    if how == "damaged":
+        spoil(files[1], 0, 0)
+
+    def spoil_later(_: object) -> None:
+        if how == "gone":
+            files[1].unlink(missing_ok=True)
+        elif how == "no raster":
+            files[1].write_text("no raster")
+
+    options = replace(OPTIONS, threads=4, stage="never")
+    model, lost = pixel_model(1), 1 if how == "damaged" else 4
+    with pytest.raises(ReadError, match=f"^{lost} of 16 blocks could not be read, the first: .*cannot read"):
+        segment_raster(inputs, tmp_path / "out.zarr", model, options, progress=spoil_later)
+    expected = pixel_labels(model, QUARTERS)
+    size = 64 if how == "damaged" else 128
+    expected[:size, 128 : 128 + size] = 255
+    np.testing.assert_array_equal(open_store(tmp_path / "out.zarr").array()[:], expected)
+
+
+def test_a_broken_part_is_told_of_in_large_windows_too(tmp_path: Path) -> None:
+    # GDAL reads mosaics by threads of its own from a million pixels on.
+    files = mosaic(tmp_path / "parts", noise((1, 1200, 1200)))
+    spoil(files[1], 0, 0)
+    with pytest.raises(ReadError, match=r"^1 of 1 blocks could not be read, the first: .*cannot read"):
+        segment(files, tmp_path / "out.zarr", pixel_model(1), tile=None, block=None)
 
 
 # ---- dimensions that lie ----

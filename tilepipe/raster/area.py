@@ -17,7 +17,7 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from tilepipe.errors import InputError, UsageError
-from tilepipe.raster.gdal import GdalRecipe, Warp, describe
+from tilepipe.raster.gdal import COMPOSED, GdalRecipe, Warp, describe
 from tilepipe.raster.identity import file_identity, gdal_path
 from tilepipe.raster.info import BandChoice, RasterInfo, Transform, cells
 from tilepipe.raster.reader import Reader
@@ -149,7 +149,7 @@ def open_area(path: str | Path, info: RasterInfo) -> AreaMask:
     warp = None
     if found.shape != info.shape or found.transform != info.transform or not _same_crs(found.crs_wkt, info.crs_wkt):
         warp = _onto(found, info)
-    recipe = GdalRecipe(name, target, (name,), warp)
+    recipe = GdalRecipe(name, target, (name,), warp, composed=found.driver in COMPOSED)
     placed = found if warp is None else describe(name, target, warp)
     return AreaMask(name, info.shape, info.transform, info.crs_wkt, recipe, placed)
 

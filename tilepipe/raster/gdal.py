@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import rasterio
@@ -35,6 +36,9 @@ CACHE_BYTES = 64 << 20
 
 BLOCK_LIMIT = 2 << 30
 """Bytes that one block of a file may decode to before the file is refused."""
+
+COMPOSED = ("VRT", "GTI", "STACIT", "STACTA")
+"""Drivers of rasters that are put together from other files."""
 
 WARP_BLOCK = 512
 """Rows and columns of the cells that a resampled raster is computed in, whatever the windows that are read: GDAL
@@ -83,8 +87,8 @@ class GdalRecipe:
     each dataset would decode it and keep it for itself."""
     composed: bool = False
     """Whether GDAL puts it together from other files. It keeps their datasets in a pool of the whole process, and
-    tells of one that cannot be opened once: later reads, of any thread, give 0 and no error. So threads take turns,
-    and after an error the dataset is closed, which empties the pool."""
+    tells of one that cannot be opened once: later reads, of any thread, give 0 and no error. So all such rasters
+    take turns, and after an error their datasets are closed, which empties the pool."""
 
     def backend(self) -> GdalBackend:
         """A backend that opens its datasets when they are first read, one per thread."""
@@ -99,6 +103,11 @@ class GdalRecipe:
         return parts
 
 
+_COMPOSED_TURN = threading.RLock()
+_COMPOSED: WeakSet[GdalBackend] = WeakSet()
+"""Every backend of this process that reads a raster which GDAL puts together."""
+
+
 class _Slot:
     """Where the one dataset is kept that threads take turns at; a threading.local where each has its own."""
 
@@ -108,9 +117,11 @@ class GdalBackend:
 
     def __init__(self, recipe: GdalRecipe) -> None:
         self._recipe = recipe
-        one = recipe.one_dataset or recipe.composed
-        self._local: Any = _Slot() if one else threading.local()
-        self._turn: AbstractContextManager[Any] = threading.Lock() if one else nullcontext()
+        self._local: Any = _Slot() if recipe.one_dataset or recipe.composed else threading.local()
+        self._turn: AbstractContextManager[Any] = threading.Lock() if recipe.one_dataset else nullcontext()
+        if recipe.composed:
+            self._turn = _COMPOSED_TURN
+            _COMPOSED.add(self)
         self._opened: list[Any] = []
         self._generation = 0
         self._lock = threading.Lock()
@@ -151,7 +162,8 @@ class GdalBackend:
                     yield self._dataset()
                 except _GDAL_ERRORS:
                     if self._recipe.composed:
-                        self._drop()
+                        for backend in list(_COMPOSED):
+                            backend._drop()
                     raise
         except _GDAL_ERRORS as error:
             raise ReadError(f"{self._recipe.name}: cannot read {window}: {reason(error)}") from error
@@ -162,6 +174,8 @@ class GdalBackend:
             self._generation += 1
             for dataset in self._opened:
                 dataset.close()
+                if isinstance(dataset, WarpedVRT):
+                    dataset.src_dataset.close()
             self._opened.clear()
 
     def _dataset(self) -> Any:
@@ -199,7 +213,7 @@ def open_dataset(target: str, warp: Warp | None = None) -> Any:
 def describe(name: str, target: str, warp: Warp | None = None, block_limit: int = BLOCK_LIMIT) -> RasterInfo:
     """What the raster at `target` is; an InputError in one line where it cannot be opened or used."""
     try:
-        with rasterio.Env(**_OPTIONS), open_dataset(target, warp) as dataset:
+        with _COMPOSED_TURN, rasterio.Env(**_OPTIONS), open_dataset(target, warp) as dataset:
             info = _describe(name, dataset)
     except _GDAL_ERRORS as error:
         if isinstance(error, InputError):
@@ -302,7 +316,7 @@ def _listed(file: str) -> list[str]:
             continue
         found.append(path)
         try:
-            with rasterio.Env(**_OPTIONS), rasterio.open(path, sharing=False) as dataset:
+            with _COMPOSED_TURN, rasterio.Env(**_OPTIONS), rasterio.open(path, sharing=False) as dataset:
                 names = [str(name) for name in dataset.files if str(name) != path]
         except _GDAL_ERRORS:
             continue

@@ -15,7 +15,7 @@ import numpy as np
 
 from tilepipe.errors import InputError, UsageError
 from tilepipe.raster.bands import check_numbers, select_bands
-from tilepipe.raster.gdal import BLOCK_LIMIT, CACHE_BYTES, GdalRecipe, Warp, describe, warped_to_pixel_size
+from tilepipe.raster.gdal import BLOCK_LIMIT, CACHE_BYTES, COMPOSED, GdalRecipe, Warp, describe, warped_to_pixel_size
 from tilepipe.raster.identity import gdal_path
 from tilepipe.raster.info import BandChoice, Pixels, RasterInfo, pixel_size_m
 from tilepipe.raster.mosaic import Piece, mosaic_xml
@@ -41,9 +41,6 @@ Nodata = float | Literal["none"] | None
 
 STRIP_CACHE = 512 << 20
 """The most that GDAL's block cache gets for a source stored in strips, unless `with_cache` says otherwise."""
-
-COMPOSED = ("VRT", "GTI", "STACIT", "STACTA")
-"""Drivers of rasters that are put together from other files."""
 
 STRIP_WINDOW = (4096, 4096)
 """The windows that this cache is made for, where it suffices."""
