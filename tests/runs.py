@@ -75,7 +75,7 @@ class Seen:
         """Which pixels the network was shown."""
         self.calls = 0
         self._shape, self._bands = shape, bands
-        self._block = threading.local()
+        self._block, self._lock = threading.local(), threading.Lock()
         maps, exact = BlockRunner.maps, Predictor.exact
 
         def outer(runner: BlockRunner, outputs: Window) -> Any:
@@ -85,7 +85,8 @@ class Seen:
         def inner(
             predictor: Predictor, values: Any, valid: Any, placements: Any, shape: Any, *more: Any, **named: Any
         ) -> Any:
-            self._note(values, valid, placements)
+            with self._lock:  # blocks run side by side
+                self._note(values, valid, placements)
             return exact(predictor, values, valid, placements, shape, *more, **named)
 
         monkeypatch.setattr(BlockRunner, "maps", outer)
