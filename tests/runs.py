@@ -65,6 +65,14 @@ def segment(inputs: Any, output: Path, model: Model | Path, **options: Any) -> t
     return open_store(output).array()[:], summary
 
 
+SMALL = ("--tile", "64", "--block", "64")
+
+
+def words(*paths: Path | str, model: Path | str) -> tuple[str | Path, ...]:
+    """The command that segments as `segment` does."""
+    return ("segment", *paths, "--model", model, "--device", "cpu", "--precision", "float64", *SMALL, "-q")
+
+
 class Seen:
     """What a network of reach 0 was shown over a whole job."""
 

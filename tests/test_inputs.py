@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
+from commands import assert_one_line, forget_variables, run
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasters import noise, read_whole, write
 from reference import model_of, scene, settled, whole_labels
-from runs import CLASSES, Seen, pixel_labels, pixel_model, segment
+from runs import CLASSES, Seen, pixel_labels, pixel_model, saved, segment, words
 
 from tilepipe.errors import InputError, UsageError
 from tilepipe.models import build
@@ -167,6 +168,14 @@ def test_what_is_not_valid_is_nodata_behind_a_network_with_reach(tmp_path: Path,
     np.testing.assert_array_equal(labels, again)
 
 
+def test_blended_labels_are_nodata_exactly_where_the_input_is(tmp_path: Path) -> None:
+    values, valid = scene((150, 170), seed=2), holes((150, 170)) > 0
+    path = write(tmp_path / "in.tif", values, mask=valid)
+    labels, summary = segment(path, tmp_path / "out.zarr", pixel_model(), stitch="blend", overlap=16)
+    assert summary.stitch == "blend"
+    np.testing.assert_array_equal(labels == 255, ~valid)
+
+
 def test_nodata_given_or_taken_away(tmp_path: Path) -> None:
     values = noise((2, *SIZE)) // 32
     path = write(tmp_path / "in.tif", values, nodata=3)
@@ -182,6 +191,26 @@ def test_nodata_given_or_taken_away(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels, pixel_labels(model, values, valid))
     with pytest.raises(UsageError, match="from 0 to 255"):
         segment(path, tmp_path / "no.zarr", model, nodata=256.0)
+
+
+def test_nodata_by_command(tmp_path: Path, monkeypatch) -> None:
+    forget_variables(monkeypatch)
+    values, model = noise((3, *SIZE)) // 32, pixel_model()
+    path, net = write(tmp_path / "in.tif", values, nodata=3), saved(model, tmp_path / "net.safetensors")
+    for given, kept in (("none", values >= 0), ("5", values != 5)):
+        result = run(*words(path, tmp_path / f"{given}.zarr", model=net), "--nodata", given)
+        assert result.exit_code == 0, result.output
+        labels = open_store(tmp_path / f"{given}.zarr").array()[:]
+        np.testing.assert_array_equal(labels, pixel_labels(model, values, kept.all(axis=0)))
+        assert run("ingest", path, tmp_path / f"{given}-in.zarr", "--nodata", given, "-q").exit_code == 0
+        again, _ = segment(tmp_path / f"{given}-in.zarr", tmp_path / f"{given}-out.zarr", model)
+        np.testing.assert_array_equal(again, labels)
+    for wrong, said in (
+        ("nothing", "write a number, nan, or none"),
+        ("1.5", "from 0 to 255"),
+        ("nan", "from 0 to 255"),
+    ):
+        assert_one_line(run(*words(path, tmp_path / "no.zarr", model=net), "--nodata", wrong), 2, said)
 
 
 def test_nodata_of_floats_may_be_nan_or_infinite(tmp_path: Path) -> None:
