@@ -156,7 +156,7 @@ def test_only_blocks_with_data_meet_the_network(tmp_path: Path, monkeypatch) -> 
 
 def test_what_is_not_valid_is_nodata_behind_a_network_with_reach(tmp_path: Path, networks_by_sizes) -> None:
     model = networks_by_sizes["32n"]
-    values, valid = scene((150, 170), seed=2), holes((150, 170)) > 0
+    values, valid = scene((100, 110), seed=2), holes((100, 110)) > 0
     path = write(tmp_path / "in.tif", values, mask=valid)
     labels, _ = segment(path, tmp_path / "out.zarr", model, tile=None, stitch="exact")
     geometry = geometry_of(model.network, 3)

@@ -16,7 +16,7 @@ from runs import Seen, pixel_labels, pixel_model, saved, segment
 
 from tilepipe.store.output import open_store
 
-LARGE = 6_000_000
+LARGE = 4_000_000
 """Pixels from which on a raster is left to the slow tests."""
 
 
