@@ -120,7 +120,7 @@ def _start(pool: Pool) -> SpecCluster:
         threads_per_worker=pool.threads,
         processes=pool.workers > 1,
         memory_limit=0,
-        dashboard_address=None,
+        dashboard_address=":0",  # any free port: None would ask for 8787 and warn where that is taken
         scheduler_kwargs={"dashboard": False},
         silence_logs=logging.CRITICAL,
     )
@@ -138,12 +138,12 @@ def _gpu_cluster(pool: Pool) -> SpecCluster:
                     "nthreads": pool.threads,
                     "memory_limit": 0,
                     "env": {"CUDA_VISIBLE_DEVICES": str(device)},
-                    "dashboard_address": None,
+                    "dashboard": False,
                 },
             }
             for device in pool.gpus
         }
-        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": None}}
+        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0"}}
         return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=list(pool.gpus),
