@@ -56,7 +56,7 @@ class BlockRecipe:
             model=job.model if job.model.source == IN_MEMORY else job.model.source,
             digest=job.model.digest,
             plan=job.plan,
-            device=job.options.device or job.device,
+            device=job.target,
             precision=job.precision,
             threads=job.resources.threads,
             wanted=Wanted(job.options.confidence, job.options.probabilities),

@@ -20,7 +20,7 @@ import torch
 
 from tilepipe.axis import AxisPlan
 from tilepipe.checkpoint import Model, bundled_models, load_model
-from tilepipe.errors import ModelError, UsageError
+from tilepipe.errors import ModelError, PlanError, UsageError
 from tilepipe.geometry.network import AxisGeometry, Geometry
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan, plan
@@ -67,6 +67,13 @@ class Job:
         # A single device needs no process of its own.
         own = gpus if len(gpus) > 1 else ()
         return Pool(options.scheduler, options.workers or 1, self.resources.blocks, own)
+
+    @property
+    def target(self) -> str:
+        """The device that each worker asks torch for; one of several GPUs is the only one that its worker sees."""
+        if self.options.device is None and len(self.options.gpus or ()) == 1:
+            return f"cuda:{(self.options.gpus or (0,))[0]}"
+        return self.options.device or self.device
 
     @property
     def transform(self) -> tuple[float, float, float, float, float, float] | None:
@@ -235,7 +242,10 @@ def _plan(
 
     if stored is not None:
         kept = TilePlan.from_json(dict(stored))
-        return kept.projected(pixel, footprint(kept.tile), resources)
+        kept = kept.projected(pixel, footprint(kept.tile), resources)
+        if kept.excess(resources):
+            raise PlanError(f"the job was planned with more memory: {kept.excess(resources)}")
+        return kept
     region = None
     if options.region is not None:
         region = _to_outputs(region_window(info, options.region), geometry)
@@ -261,7 +271,10 @@ def choose_model(
         fitting.append(candidate)
     if not fitting:
         known = "; ".join(f"{m.source} wants {', '.join(m.card.bands)}" for m in found)
-        raise UsageError(f"no bundled model fits a raster of {source.info.bands} bands ({known}); name one by --model")
+        raise UsageError(
+            f"no bundled model fits a raster of {source.info.bands} bands as it declares them ({known}); "
+            "choose bands by --bands, or a model by --model"
+        )
     best = min(fitting, key=lambda m: _mismatch(m, source))
     return best, [f"no --model given: using the bundled {best.source}"]
 
@@ -372,5 +385,5 @@ def versions() -> dict[str, str]:
     """The libraries that decide the map's bytes, and GDAL, which decodes the raster."""
     import rasterio
 
-    found = {name: version(name) for name in ("torch", "numpy", "rasterio")}
+    found = {name: version(name) for name in ("torch", "numpy", "numba", "rasterio")}
     return {"tilepipe": __version__, **found, "gdal": rasterio.__gdal_version__}

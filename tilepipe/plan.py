@@ -191,6 +191,22 @@ class TilePlan:
         """The same plan with the memory that it takes on these resources."""
         return replace(self, projection=project(_demand(self), pixel, footprint, resources))
 
+    def excess(self, limits: Resources) -> str:
+        """What of the projected memory is over the limits, and the remedy; empty where all fits."""
+        host, device = self.projection.host_total, self.projection.device
+        what = f"tiles of {self.tile[0]} x {self.tile[1]} in blocks of {self.block[0]} x {self.block[1]}"
+        if host > limits.host_bytes:
+            return (
+                f"{what} need {_gib(host)} of host memory, over the limit of {_gib(limits.host_bytes)}; "
+                "raise --memory, or lower --tile, --threads or --workers"
+            )
+        if limits.device_bytes is not None and device > limits.device_bytes:
+            return (
+                f"{what} need {_gib(device)} of device memory, over the limit of {_gib(limits.device_bytes)}; "
+                "raise --device-memory or lower --tile"
+            )
+        return ""
+
 
 def plan(
     geometry: Geometry,
@@ -293,26 +309,10 @@ class _Planner:
             for block in self._blocks(bare):
                 made = replace(bare, block=block, chunk=(_chunk_of(block[0]), _chunk_of(block[1])))
                 made = made.projected(self.pixel, foot, self.resources)
-                refusal = self._refusal(made)
+                refusal = made.excess(self.resources)
                 if not refusal:
                     return made
         raise PlanError(refusal)
-
-    def _refusal(self, made: TilePlan) -> str:
-        limits = self.resources
-        host, device = made.projection.host_total, made.projection.device
-        what = f"tiles of {made.tile[0]} x {made.tile[1]} in blocks of {made.block[0]} x {made.block[1]}"
-        if host > limits.host_bytes:
-            return (
-                f"{what} need {_gib(host)} of host memory, over the limit of {_gib(limits.host_bytes)}; "
-                "raise --memory, or lower --tile, --threads or --workers"
-            )
-        if limits.device_bytes is not None and device > limits.device_bytes:
-            return (
-                f"{what} need {_gib(device)} of device memory, over the limit of {_gib(limits.device_bytes)}; "
-                "raise --device-memory or lower --tile"
-            )
-        return ""
 
     def _blocks(self, bare: TilePlan) -> list[tuple[int, int]]:
         """Block sizes to try, the largest first."""

@@ -1,0 +1,61 @@
+"""What a job is before it runs: its device, and the plan that a resumed one keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import model_of, scene, write_raster
+
+from tilepipe.errors import PlanError, UsageError
+from tilepipe.job import Job, choose_model, prepare
+from tilepipe.models import build
+from tilepipe.options import SegmentOptions
+from tilepipe.pipeline import segment_raster
+from tilepipe.projection import Resources
+from tilepipe.raster.source import open_raster
+
+
+def job_with(options: SegmentOptions, device: Any) -> Job:
+    nothing: Any = None
+    return Job(nothing, None, nothing, nothing, nothing, options, device, "float32", Resources(), (), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "target"),
+    [
+        (SegmentOptions(), "cpu", "cpu"),
+        (SegmentOptions(), "cuda", "cuda"),
+        (SegmentOptions(device="cuda:1"), "cuda", "cuda:1"),
+        (SegmentOptions(gpus=(3,)), "cuda", "cuda:3"),
+        (SegmentOptions(gpus=(2, 3)), "cuda", "cuda"),
+    ],
+)
+def test_each_worker_asks_for_the_device_that_it_sees(options: SegmentOptions, device: str, target: str) -> None:
+    job = job_with(options, device)
+    assert job.target == target
+    # Several GPUs are a process each; one is this process's own.
+    assert job.pool.gpus == ((2, 3) if options.gpus == (2, 3) else ())
+
+
+def test_a_resumed_job_keeps_its_plan_and_needs_its_memory(tmp_path: Path) -> None:
+    model = model_of(build("linear", classes=4, bands=3).eval(), 4)
+    raster = write_raster(tmp_path / "in.tif", scene((300, 300)))
+    options = SegmentOptions(device="cpu", block=(128, 128))
+    segment_raster(raster, tmp_path / "out.zarr", model, options)
+    kept = prepare(raster, model, replace(options, threads=1), prepare(raster, model, options).plan.to_json()).plan
+    assert kept.block == (128, 128)
+    assert segment_raster(raster, tmp_path / "out.zarr", model, replace(options, threads=1)).computed == 0
+    with pytest.raises(PlanError, match="planned with more memory"):
+        segment_raster(raster, tmp_path / "out.zarr", model, replace(options, memory=1 << 20))
+
+
+def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
+    four = open_raster(write_raster(tmp_path / "four.tif", scene((50, 50), 4), photometric="minisblack"))
+    with pytest.raises(UsageError, match="choose bands by --bands, or a model by --model"):
+        choose_model(None, four, None)
+    model, notes = choose_model(None, four, (1, 2, 3))
+    assert model.card.bands == ("red", "green", "blue")
+    assert "bundled synthetic-landcover" in notes[0]
