@@ -242,7 +242,7 @@ def test_errors_in_the_log_are_one_object_on_stderr(files: Path, tmp_path: Path)
         (KeyboardInterrupt(), 130, "resumes"),
         (MemoryError(), 1, "memory"),
         (OSError(28, "No space left on device", "/disk/x"), 1, "No space left on device: /disk/x"),
-        (PermissionError(13, "Permission denied", "/root/x"), 3, "Permission denied: /root/x"),
+        (PermissionError(13, "Permission denied", "/data/x"), 3, "Permission denied: /data/x"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
 )

@@ -14,8 +14,9 @@ from rasterio.windows import Window as RasterWindow
 
 from tilepipe.errors import InputError, UsageError
 from tilepipe.options import SegmentOptions
-from tilepipe.pipeline import Progress, Summary, segment_raster
+from tilepipe.pipeline import Summary, segment_raster
 from tilepipe.preview import side_by_side
+from tilepipe.progress import Progress
 from tilepipe.scene.synthetic import write_scene
 from tilepipe.schedule import Stop
 from tilepipe.store.output import OutputStore, open_store

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from tilepipe.block import BlockRecipe, Outcome, run_block
@@ -23,6 +23,7 @@ from tilepipe.job import Job, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex
 from tilepipe.predict.prepare import use_large_pages
+from tilepipe.progress import Progress
 from tilepipe.raster.ingest import staged
 from tilepipe.raster.source import RasterSource
 from tilepipe.schedule import Bounded, Stop, connect, map_bounded, resident
@@ -30,22 +31,6 @@ from tilepipe.store.output import OutputStore, create_or_resume, stored_spec
 
 HOPELESS = 1024
 """Blocks that cannot be read, with none that can, after which a run does not try the others."""
-
-
-class Progress(NamedTuple):
-    """How far a job is."""
-
-    done: int
-    """Blocks, those of earlier runs included."""
-    total: int
-    resumed: int
-    """Blocks that were done when this run started."""
-    pixels: int
-    """Outputs finished in this run."""
-    total_pixels: int
-    """Outputs that this run has to finish."""
-    seconds: float
-    """Since the first block was handed out."""
 
 
 @dataclass(frozen=True, slots=True)

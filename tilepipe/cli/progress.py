@@ -8,31 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tilepipe.cli.show import duration
+from tilepipe.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from tilepipe.pipeline import Progress
-
 EVERY = 10.0
 """Seconds between two plain lines."""
 JSON_EVERY = 1.0
-
-
-class State(NamedTuple):
-    """How far a job is, as `tilepipe.pipeline.Progress` says it."""
-
-    done: int
-    """Units of work, those of earlier runs included."""
-    total: int
-    resumed: int
-    pixels: int
-    """Finished in this run."""
-    total_pixels: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +32,7 @@ class Work:
 class Teller(Protocol):
     """Where a running job's progress and notes go."""
 
-    def __call__(self, state: Progress | State) -> None:
+    def __call__(self, state: Progress) -> None:
         """Tells how far the job is."""
 
     def note(self, message: str) -> None:
@@ -56,7 +42,7 @@ class Teller(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def __call__(self, state: Progress | State) -> None:
+    def __call__(self, state: Progress) -> None:
         """Nothing."""
 
     def note(self, message: str) -> None:
@@ -69,7 +55,7 @@ class Lines:
     def __init__(self, work: Work) -> None:
         self._work, self._last = work, time.monotonic()
 
-    def __call__(self, state: Progress | State) -> None:
+    def __call__(self, state: Progress) -> None:
         """A line, where the last one is long enough ago."""
         now = time.monotonic()
         if now - self._last >= EVERY or state.done == state.total:
@@ -87,12 +73,12 @@ class JsonLines:
     def __init__(self) -> None:
         self._last = float("-inf")
 
-    def __call__(self, state: Progress | State) -> None:
+    def __call__(self, state: Progress) -> None:
         """A progress event, where the last one is long enough ago."""
         now = time.monotonic()
         if now - self._last >= JSON_EVERY or state.done == state.total:
             self._last = now
-            fields = {name: getattr(state, name) for name in State._fields}
+            fields = {name: getattr(state, name) for name in Progress._fields}
             log_event("progress", **fields, rate=rate(state), seconds_left=seconds_left(state))
 
     def note(self, message: str) -> None:
@@ -107,7 +93,7 @@ class Terminal:
         self._work, self._bar = work, bar
         self._task = bar.add_task("starting", total=None, unit=work.unit, speed="", left="", resumed="")
 
-    def __call__(self, state: Progress | State) -> None:
+    def __call__(self, state: Progress) -> None:
         """Moves the bar."""
         left = seconds_left(state)
         self._bar.update(
@@ -142,7 +128,8 @@ def teller(quiet: bool, log_json: bool, work: Work | None = None) -> Iterator[Te
 
 def _bar() -> Bar:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("{task.description}"),
@@ -153,22 +140,22 @@ def _bar() -> Bar:
         TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[resumed]}"),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return RichProgress(*columns, console=Console(stderr=True))
 
 
-def rate(state: Progress | State) -> float:
+def rate(state: Progress) -> float:
     """Megapixels per second of this run."""
     return state.pixels / 1e6 / state.seconds if state.seconds > 0 else 0.0
 
 
-def seconds_left(state: Progress | State) -> float | None:
+def seconds_left(state: Progress) -> float | None:
     """Seconds until the end at this run's pace; None before there is one."""
     if not state.pixels or not state.seconds:
         return None
     return (state.total_pixels - state.pixels) * state.seconds / state.pixels
 
 
-def sentence(state: Progress | State, unit: str) -> str:
+def sentence(state: Progress, unit: str) -> str:
     """How far a job is, in words."""
     words = [f"{state.done} of {state.total} {unit}"]
     if state.resumed:

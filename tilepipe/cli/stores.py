@@ -13,7 +13,8 @@ from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
 from tilepipe.cli.jobs import Paths, class_table, disagreement, split_paths
 from tilepipe.cli.options import LongTalk, Overwrite, Talk
-from tilepipe.cli.progress import State, Teller, Work, teller
+from tilepipe.cli.progress import Teller, Work, teller
+from tilepipe.progress import Progress
 
 if TYPE_CHECKING:
     from tilepipe.store.output import OutputStore
@@ -109,7 +110,7 @@ class _Staging:
 
     def __call__(self, done: int, total: int) -> None:
         finished, whole = (-(-pixels // 10**6) for pixels in (done, total))
-        self.tell(State(finished, whole, 0, done, total, time.perf_counter() - self.started))
+        self.tell(Progress(finished, whole, 0, done, total, time.perf_counter() - self.started))
 
 
 def describe_store(store: OutputStore) -> dict[str, Any]:
