@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tilepipe.version import __version__
 
 if TYPE_CHECKING:
-    from tilepipe.checkpoint import Model, ModelCard, load_model, save_model
+    from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
     from tilepipe.job import Job, prepare
     from tilepipe.options import SegmentOptions
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
+    "ClassInfo": "tilepipe.checkpoint",
     "Job": "tilepipe.job",
     "Model": "tilepipe.checkpoint",
     "ModelCard": "tilepipe.checkpoint",
@@ -31,6 +32,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ClassInfo",
     "Job",
     "Model",
     "ModelCard",
