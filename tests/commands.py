@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import rasterio
 import torch
 from rasterio.transform import from_origin
@@ -50,13 +48,6 @@ def make_files(folder: Path) -> Path:
     )
     save_model(folder / "net.safetensors", build("segnet-basic", **arguments), card)
     return folder
-
-
-def forget_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take what options listen to out of the environment."""
-    for name in list(os.environ):
-        if name.startswith("TILEPIPE_") and name != "TILEPIPE_TEST_DATA":
-            monkeypatch.delenv(name)
 
 
 def run(*words: str | Path, env: dict[str, str] | None = None) -> Result:

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread a process, since several run side by side, and hypothesis's settings."""
+"""What all tests share: one torch thread a process, since several run side by side; an environment without options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("tilepipe", deadline=None, derandomize=True)
 settings.load_profile("tilepipe")
+
+
+@pytest.fixture(autouse=True)
+def _no_options_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("TILEPIPE_") and name != "TILEPIPE_TEST_DATA":
+            monkeypatch.delenv(name)

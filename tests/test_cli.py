@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from commands import assert_one_line, forget_variables, job, make_files, run
+from commands import assert_one_line, job, make_files, run
 
 from tilepipe.cli import app
 from tilepipe.cli.failures import Manner, explain, report
@@ -26,11 +26,6 @@ HEAVY = ("torch", "dask", "distributed", "zarr", "rasterio", "numba", "numpy")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     return make_files(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
-    forget_variables(monkeypatch)
 
 
 # ---- help and documentation ----

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import typer
-from commands import assert_one_line, forget_variables, job, make_files, planned, run, shell
+from commands import assert_one_line, job, make_files, planned, run, shell
 from typer.testing import CliRunner
 
 from tilepipe.cli.arguments import option, spread
@@ -25,11 +25,6 @@ from tilepipe.proof import Check, Proof
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     return make_files(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
-    forget_variables(monkeypatch)
 
 
 # ---- where values come from ----

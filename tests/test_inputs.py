@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
-from commands import assert_one_line, forget_variables, run
+from commands import assert_one_line, run
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasters import noise, read_whole, write
@@ -193,8 +193,7 @@ def test_nodata_given_or_taken_away(tmp_path: Path) -> None:
         segment(path, tmp_path / "no.zarr", model, nodata=256.0)
 
 
-def test_nodata_by_command(tmp_path: Path, monkeypatch) -> None:
-    forget_variables(monkeypatch)
+def test_nodata_by_command(tmp_path: Path) -> None:
     values, model = noise((3, *SIZE)) // 32, pixel_model()
     path, net = write(tmp_path / "in.tif", values, nodata=3), saved(model, tmp_path / "net.safetensors")
     for given, kept in (("none", values >= 0), ("5", values != 5)):

@@ -17,7 +17,7 @@ import pytest
 import rasterio
 import zarr
 from affine import Affine
-from commands import assert_one_line, forget_variables, run
+from commands import assert_one_line, run
 from numpy.typing import NDArray
 from rasters import GRID, noise, write
 from runs import OPTIONS, pixel_labels, pixel_model, saved, segment, words
@@ -31,11 +31,6 @@ from tilepipe.store.output import open_store
 SIZE = (128, 192)
 VALUES = noise((3, *SIZE))
 TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32, "interleave": "pixel"}
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
-    forget_variables(monkeypatch)
 
 
 @pytest.fixture(scope="module")

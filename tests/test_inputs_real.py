@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from commands import assert_one_line, forget_variables, run
+from commands import assert_one_line, run
 from rasterio.enums import ColorInterp
 from rasters import real_data
 from runs import Seen, pixel_labels, pixel_model, saved, segment
@@ -65,7 +65,6 @@ def test_the_network_sees_what_rasterio_reads(tmp_path: Path, monkeypatch, row: 
 
 @pytest.mark.parametrize("row", cases(want=False))
 def test_what_cannot_be_read_ends_in_one_line(tmp_path: Path, monkeypatch, row: dict[str, str]) -> None:
-    forget_variables(monkeypatch)
     monkeypatch.setattr("tilepipe.pipeline.HOPELESS", 50)
     path = real_data("robust") / row["file"]
     model = saved(pixel_model(int(row["bands"] or 1)), tmp_path / "net.safetensors")
@@ -73,8 +72,7 @@ def test_what_cannot_be_read_ends_in_one_line(tmp_path: Path, monkeypatch, row: 
     assert_one_line(result, 3, str(path))
 
 
-def test_of_a_corrupt_file_the_readable_blocks_are_labelled(tmp_path: Path, monkeypatch) -> None:
-    forget_variables(monkeypatch)
+def test_of_a_corrupt_file_the_readable_blocks_are_labelled(tmp_path: Path) -> None:
     path, out = real_data("robust") / "rasterio" / "corrupt.tif", tmp_path / "out.zarr"
     model = pixel_model()
     command = ("segment", path, out, "--model", saved(model, tmp_path / "net.safetensors"), "--device", "cpu", "-q")
@@ -102,19 +100,16 @@ def labelled_by_command(path: Path, folder: Path, *more: str) -> None:
     np.testing.assert_array_equal(open_store(out).array()[:], pixel_labels(model, values, valid))
 
 
-def test_an_aerial_scene_of_four_bands(tmp_path: Path, monkeypatch) -> None:
-    forget_variables(monkeypatch)
+def test_an_aerial_scene_of_four_bands(tmp_path: Path) -> None:
     labelled_by_command(next(real_data("naip").glob("*.tif")), tmp_path, "--bands", "1,2,3")
 
 
-def test_a_drone_mosaic(tmp_path: Path, monkeypatch) -> None:
-    forget_variables(monkeypatch)
+def test_a_drone_mosaic(tmp_path: Path) -> None:
     labelled_by_command(min(mosaics(), key=lambda path: path.stat().st_size), tmp_path)
 
 
 @pytest.mark.slow
-def test_all_drone_mosaics(tmp_path: Path, monkeypatch) -> None:
-    forget_variables(monkeypatch)
+def test_all_drone_mosaics(tmp_path: Path) -> None:
     for path in mosaics():
         labelled_by_command(path, tmp_path)
 

@@ -88,7 +88,9 @@ def test_a_process_that_waits_to_be_reaped_is_gone(tmp_path: Path, files: LocalF
         while leases.psutil.Process(pid).status() != leases.psutil.STATUS_ZOMBIE and time.time() < deadline:
             time.sleep(0.01)
         plant(files, pid=pid, started=leases.psutil.Process(pid).create_time())
-        acquire(files).release()
+        lease = acquire(files)
+        assert lease.notice is not None
+        lease.release()
     finally:
         os.waitpid(pid, 0)
 

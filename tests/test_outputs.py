@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from commands import assert_one_line, forget_variables, run
+from commands import assert_one_line, run
 from numpy.typing import NDArray
 from rasters import noise, write
 from runs import pixel_labels, pixel_model, saved, segment, words
@@ -27,11 +27,6 @@ from tilepipe.store.output import open_store
 
 SIZE = (128, 192)
 VALUES = noise((3, *SIZE))
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
-    forget_variables(monkeypatch)
 
 
 @pytest.fixture(scope="module")

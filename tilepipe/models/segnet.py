@@ -89,15 +89,7 @@ class SegNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
         check_sides(x.shape, 32, "SegNet")
-        places = []
-        for stage in self.encoder:
-            x = stage(x)
-            size = x.shape[-2:]
-            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
-            places.append((indices, size))
-        for stage, (indices, size) in zip(self.decoder, reversed(places), strict=True):
-            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
-        return self.classifier(x)
+        return self.classifier(down_and_up(x, self.encoder, self.decoder))
 
 
 class SegNetBasic(nn.Module):
@@ -118,15 +110,20 @@ class SegNetBasic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
         check_sides(x.shape, 16, "SegNet-Basic")
-        places = []
-        for stage in self.encoder:
-            x = stage(x)
-            size = x.shape[-2:]
-            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
-            places.append((indices, size))
-        for stage, (indices, size) in zip(self.decoder, reversed(places), strict=True):
-            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
-        return self.classifier(x)
+        return self.classifier(down_and_up(x, self.encoder, self.decoder))
+
+
+def down_and_up(x: Tensor, encoder: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
+    """The features (N, C, H, W) after all stages: pooled 2x2 behind each encoder stage, put back where they were."""
+    places = []
+    for stage in encoder:
+        x = stage(x)
+        size = x.shape[-2:]
+        x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+        places.append((indices, size))
+    for stage, (indices, size) in zip(decoder, reversed(places), strict=True):
+        x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
+    return x
 
 
 def segnet(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNet:
