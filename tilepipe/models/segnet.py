@@ -23,16 +23,16 @@ Legal sizes are 16n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilepipe.errors import GeometryError, ModelError
+from tilepipe.errors import ModelError
+from tilepipe.models.layers import check_sides, conv_norm, conv_stage, initialise
+
+torch.fx.wrap("check_sides")
 
 SEGNET_STAGES: tuple[tuple[int, ...], ...] = (
     (64, 64),
@@ -88,7 +88,7 @@ class SegNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
-        check_sides(x.shape, 32, "SegNet")
+        check_sides(x.shape, "SegNet", 32)
         return self.classifier(down_and_up(x, self.encoder, self.decoder))
 
 
@@ -109,7 +109,7 @@ class SegNetBasic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
-        check_sides(x.shape, 16, "SegNet-Basic")
+        check_sides(x.shape, "SegNet-Basic", 16)
         return self.classifier(down_and_up(x, self.encoder, self.decoder))
 
 
@@ -134,35 +134,3 @@ def segnet(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNet:
 def segnet_basic(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNetBasic:
     """A SegNet-Basic with random weights; 1,416,587 parameters as published (11 classes, 3 bands, width 1)."""
     return SegNetBasic(SegNetConfig(classes, bands, width))
-
-
-def conv_norm(incoming: int, outgoing: int, kernel: int) -> list[nn.Module]:
-    """A convolution that keeps the size, and its batch normalisation."""
-    return [nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2), nn.BatchNorm2d(outgoing)]
-
-
-def conv_stage(widths: list[int]) -> nn.Sequential:
-    """3x3 convolutions from each width to the next, each with batch normalisation and ReLU."""
-    layers: list[nn.Module] = []
-    for incoming, outgoing in pairwise(widths):
-        layers += [*conv_norm(incoming, outgoing, 3), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-def initialise(network: nn.Module) -> None:
-    """Draws the convolutions' weights so that ReLU layers keep the variance (He et al., arXiv 1502.01852)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-@torch.fx.wrap
-def check_sides(shape: Sequence[int], step: int, name: str) -> None:
-    """Nothing; raises GeometryError where a side of (N, C, H, W) is not a positive multiple of `step`."""
-    for axis, side in zip(("rows", "columns"), shape[-2:], strict=True):
-        if side % step or side < step:
-            below, above = side // step * step, (side // step + 1) * step
-            nearest = f"{below} and {above}" if below else f"{above}"
-            raise GeometryError(f"{name} cannot take {side} {axis}; legal are multiples of {step}, nearest {nearest}")
