@@ -19,6 +19,7 @@ from tilepipe.predict.blend import Strip, accumulate, finish
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
 from tilepipe.predict.prepare import Prepared, scores_of
 from tilepipe.predict.scores import Array, Patch, label_last, label_planar, normalise, normalise_last, score_maps
+from tilepipe.predict.values import accumulate_values, copy_values, finish_values
 from tilepipe.window import Placement, Window
 
 
@@ -87,7 +88,7 @@ class CpuEngine:
         return maps.finished(job.keep, self.classes, job.wanted)
 
     def blend(self, job: BlockJob, weights: Array) -> BlockMaps:
-        """The block's maps from its tiles' weighted probabilities, added in the order of placements."""
+        """The block's maps from its tiles' weighted probabilities or values, added in the order of placements."""
         maps = BlockMaps.unfilled(job.shape, self.classes, job.wanted)
         rows, groups = blend_rows(job.kept_placements())
         strip = Strip.empty(self.classes, rows, job.shape[1])
@@ -98,7 +99,10 @@ class CpuEngine:
                 for tile, scores in islice(scored, len(tiles)):
                     self._add(job, tile, scores, weights, strip, start)
                 done = min(end, start + rows)
-                counts += finish(strip, (start, done), job.keep, *maps[:3], job.wanted.scale)
+                if maps.values is None:
+                    counts += finish(strip, (start, done), job.keep, *maps[:3], job.wanted.scale)
+                else:
+                    counts += finish_values(strip, (start, done), job.keep, maps.values)
                 strip.advance(end - start)
         overlapped, disagreed, missed = (int(n) for n in counts)
         assert missed == 0, f"{missed} outputs are in no tile"
@@ -132,8 +136,10 @@ class CpuEngine:
 
     def _label(self, job: BlockJob, tile: Placement, maps: BlockMaps) -> None:
         scores, patch = self.scores(job, tile), Patch.of(tile)
-        labels, confidence, probabilities, *_ = maps
-        if confidence is None and probabilities is None:
+        labels, confidence, probabilities, values, *_ = maps
+        if values is not None:
+            undefined = copy_values(*scores, patch, job.keep, values)
+        elif confidence is None and probabilities is None:
             kernel = label_last if scores.last else label_planar
             undefined = kernel(scores.array, patch, job.keep, labels)
         else:
@@ -145,7 +151,8 @@ class CpuEngine:
     ) -> None:
         patch = Patch.of(tile)
         keep = None if job.keep is None else job.keep[first_row:]
-        undefined = accumulate(*scores, patch._replace(to_row=patch.to_row - first_row), keep, weights, strip)
+        add = accumulate if job.wanted.values is None else accumulate_values
+        undefined = add(*scores, patch._replace(to_row=patch.to_row - first_row), keep, weights, strip)
         job.refuse_undefined(undefined, [tile])
 
     def _in_order(self, job: BlockJob, tiles: list[Placement]) -> Generator[tuple[Placement, Scores]]:

@@ -19,6 +19,7 @@ from tilepipe.predict.scores import Array, label_dtype
 from tilepipe.window import Placement, Window
 
 Maps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Labels, confidence and probabilities; what is not wanted has size 0."""
 
 
 class CudaEngine:
@@ -98,6 +99,7 @@ class _Block:
         self.valid = None if job.valid is None else next(tensors)
         self.keep = self._nothing(torch.bool) if job.keep is None else next(tensors)
         self.undefined = torch.zeros(1, dtype=torch.int32, device=self.device.device)
+        self.values_kind = torch.float64 if job.wanted.values == "float64" else torch.float32
 
     def _nothing(self, dtype: torch.dtype, dims: int = 2) -> torch.Tensor:
         return torch.empty((0,) * dims, dtype=dtype, device=self.device.device)
@@ -132,6 +134,8 @@ class _Block:
         return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
 
     def exact(self) -> Download:
+        if self.job.wanted.values is not None:
+            return self._exact_values()
         maps = self._maps()
         for tile in self.job.kept_placements():
             self._run(
@@ -141,7 +145,39 @@ class _Block:
             )
         return self._download(maps, torch.zeros(3, dtype=torch.int64, device=self.device.device))
 
+    def _exact_values(self) -> Download:
+        job = self.job
+        values = torch.zeros((self.engine.classes, *job.shape), dtype=self.values_kind, device=self.device.device)
+        for tile in job.kept_placements():
+            scores = self.scores(tile)
+            self._count_undefined(scores, None if job.keep is None else self.keep[_slices(tile.target)])
+            values[:, *_slices(tile.target)] = scores
+        return self._download((values,), torch.zeros(3, dtype=torch.int64, device=self.device.device))
+
+    def _blend_values(self, weights: Array) -> Download:
+        # Sums in float32, tile after tile, as for probabilities; no two operations touch a pixel at once.
+        job, place, channels = self.job, self.device.device, self.engine.classes
+        values = torch.zeros((channels, *job.shape), dtype=self.values_kind, device=place)
+        sums = torch.zeros((channels + 1, *job.shape), dtype=torch.float32, device=place)
+        seen = torch.zeros(job.shape, dtype=torch.int32, device=place)
+        window = torch.from_numpy(weights).to(place)
+        for tile in job.kept_placements():
+            scores, weight, to = self.scores(tile), window[_slices(tile.crop)], _slices(tile.target)
+            self._count_undefined(scores, None if job.keep is None else self.keep[to])
+            sums[:channels, *to] += weight * scores
+            sums[channels, *to] += weight
+            seen[to] = (seen[to] + 1).clamp_(max=2)
+        values.copy_(sums[:channels] / sums[channels].clamp_min(torch.finfo(torch.float32).tiny))
+        counts = _count(seen, self.keep if job.keep is not None else None)
+        return self._download((values,), counts)
+
+    def _count_undefined(self, scores: torch.Tensor, keep: torch.Tensor | None) -> None:
+        broken = ~torch.isfinite(scores).all(0)
+        self.undefined += (broken if keep is None else broken & keep).sum().to(torch.int32)
+
     def blend(self, weights: Array) -> Download:
+        if self.job.wanted.values is not None:
+            return self._blend_values(weights)
         job, place, classes = self.job, self.device.device, self.engine.classes
         maps = self._maps()
         rows, groups = blend_rows(job.kept_placements())
@@ -168,7 +204,7 @@ class _Block:
     def _run(self, kernel: Any, shape: tuple[int, int], arguments: tuple[Any, ...]) -> None:
         self.device.run(kernel, kernels.blocks_for(shape), kernels.THREADS, arguments)
 
-    def _download(self, maps: Maps, counts: torch.Tensor) -> Download:
+    def _download(self, maps: Sequence[torch.Tensor], counts: torch.Tensor) -> Download:
         return self.device.download([*maps, counts, self.undefined])
 
 
@@ -192,16 +228,20 @@ def _advance(strip: torch.Tensor, by: int) -> None:
 
 def _gathered(job: BlockJob, classes: int, arrays: Sequence[Array]) -> BlockMaps:
     """The maps that came back, checked."""
-    labels, confidence, probabilities, counts, undefined = arrays
+    *arrays, counts, undefined = arrays
     job.refuse_undefined(int(undefined[0]), job.kept_placements())
     overlapped, disagreed, missed = (int(n) for n in counts)
     assert missed == 0, f"{missed} outputs are in no tile"
     wanted = job.wanted
-    maps = BlockMaps(
-        labels,
-        confidence if wanted.confidence else None,
-        probabilities if wanted.probabilities is not None else None,
-        overlapped,
-        disagreed,
-    )
+    if wanted.values is not None:
+        maps = BlockMaps(values=arrays[0], overlapped=overlapped)
+    else:
+        labels, confidence, probabilities = arrays
+        maps = BlockMaps(
+            labels,
+            confidence if wanted.confidence else None,
+            probabilities if wanted.probabilities is not None else None,
+            overlapped=overlapped,
+            disagreed=disagreed,
+        )
     return maps.finished(job.keep, classes, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -13,20 +13,27 @@ from tilepipe.predict.scores import CONFIDENCE_STEPS, Array, label_dtype, label_
 from tilepipe.window import Placement, Window
 
 Quantity = Literal["uint8", "float16", "float32"]
+Floating = Literal["float16", "float32", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which maps a block gives beside its labels."""
+    """Which maps a block gives: labels and what goes with them, or the network's own output."""
 
     confidence: bool = False
     """The best class's probability."""
     probabilities: Quantity | None = None
     """All classes' probabilities, and how they are stored."""
+    values: Floating | None = None
+    """The network's own output in this type, and nothing else."""
 
     def __post_init__(self) -> None:
-        if self.probabilities not in (None, "uint8", "float16", "float32"):
-            raise UsageError(f"probabilities as {self.probabilities!r}; use uint8, float16 or float32")
+        if self.probabilities not in (None, *get_args(Quantity)):
+            raise UsageError(f"probabilities as {self.probabilities!r}; use {', '.join(get_args(Quantity))}")
+        if self.values not in (None, *get_args(Floating)):
+            raise UsageError(f"values as {self.values!r}; use {', '.join(get_args(Floating))}")
+        if self.values is not None and (self.confidence or self.probabilities is not None):
+            raise UsageError("a network's own output has no confidence and no probabilities; ask for either")
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -37,12 +44,14 @@ class Wanted:
 class BlockMaps(NamedTuple):
     """One block's maps, each of its output's (rows, columns)."""
 
-    labels: Array
+    labels: Array | None = None
     """Best class, the lowest on a tie; uint8 with nodata 255, uint16 with 65535 above 255 classes."""
     confidence: Array | None = None
     """uint8: round(best probability * 254); 255 without data."""
     probabilities: Array | None = None
     """(classes, rows, columns): uint8 as confidence, or float16 or float32 with NaN without data."""
+    values: Array | None = None
+    """(channels, rows, columns): the network's own output; NaN without data."""
     overlapped: int = 0
     """Blended: pixels with data that several tiles labelled."""
     disagreed: int = 0
@@ -50,27 +59,52 @@ class BlockMaps(NamedTuple):
 
     @classmethod
     def unfilled(cls, shape: tuple[int, int], classes: int, wanted: Wanted) -> BlockMaps:
-        """Maps whose pixels are still to be written; float16 probabilities are gathered in float32."""
+        """Maps whose pixels are still to be written; what is stored as float16 is gathered in float32."""
+        if wanted.values is not None:
+            kept = np.float64 if wanted.values == "float64" else np.float32
+            return cls(values=np.empty((classes, *shape), kept))
         labels = np.empty(shape, label_dtype(classes))
         confidence = np.empty(shape, np.uint8) if wanted.confidence else None
         if wanted.probabilities is None:
             return cls(labels, confidence)
-        kept = np.uint8 if wanted.probabilities == "uint8" else np.float32
-        return cls(labels, confidence, np.empty((classes, *shape), kept))
+        return cls(labels, confidence, np.empty((classes, *shape), probability_dtype(wanted)))
 
     def finished(self, keep: Array | None, classes: int, wanted: Wanted) -> BlockMaps:
-        """The maps with nodata where `keep` is False, in the types wanted."""
-        probabilities = self.probabilities
+        """The maps with nodata where `keep` is False, in the types wanted.
+
+        Raises ModelError where a value is beyond what float16 holds.
+        """
         if keep is not None:
             gone = ~keep
-            np.copyto(self.labels, label_nodata(classes), where=gone)
-            if self.confidence is not None:
-                np.copyto(self.confidence, 255, where=gone)
-            if probabilities is not None:
-                np.copyto(probabilities, 255 if probabilities.dtype == np.uint8 else np.nan, where=gone)
-        if probabilities is not None and wanted.probabilities == "float16":
-            probabilities = probabilities.astype(np.float16)
-        return self._replace(probabilities=probabilities)
+            for array, fill in (
+                (self.labels, label_nodata(classes) if self.labels is not None else 0),
+                (self.confidence, 255),
+                (self.probabilities, np.nan if wanted.probabilities != "uint8" else 255),
+                (self.values, np.nan),
+            ):
+                if array is not None:
+                    np.copyto(array, fill, where=gone)
+        return self._replace(
+            probabilities=_halved(self.probabilities, wanted.probabilities), values=_halved(self.values, wanted.values)
+        )
+
+
+def probability_dtype(wanted: Wanted) -> type[np.generic]:
+    """The type that probabilities are gathered in before they are stored."""
+    return np.uint8 if wanted.probabilities == "uint8" else np.float32
+
+
+def _halved(array: Array | None, kind: str | None) -> Array | None:
+    """The array as float16 where that is wanted."""
+    if array is None or kind != "float16":
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if np.isinf(half).any():
+        raise ModelError(
+            f"the network gives values up to {np.nanmax(np.abs(array)):g}, beyond float16's 65504; use --dtype float32"
+        )
+    return half
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -222,9 +222,12 @@ def label_last(scores: Array, patch: Patch, valid: Array | None, labels: Array) 
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _exp(x: Any) -> Any:
-    # e**x for x <= 0 in float32, within 2 units in the last place (Cody and Waite's reduction, Cephes' expf
-    # polynomial). Plain arithmetic, so that the compiler vectorises it and every lane rounds alike.
+def exp_negative(x: Any) -> Any:
+    """e**x for x <= 0 in float32, within 2 units in the last place; below -87 as at -87.
+
+    Cody and Waite's reduction and Cephes' expf polynomial: plain arithmetic, so that the compiler vectorises it and
+    every lane rounds alike.
+    """
     x = max(x, np.float32(-87.0))
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
@@ -301,7 +304,7 @@ def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Seg
     for c in range(classes):
         line, power = raw[c], powers[c]
         for x in range(n):
-            e = _exp(np.float32(line[x] - best[x]))
+            e = exp_negative(np.float32(line[x] - best[x]))
             power[x] = e
             sums[x] += e
     suspect = np.int32(0)
