@@ -1,13 +1,18 @@
-"""What the presets share: convolutions with batch normalisation, first weights, and the check of an input's sides."""
+"""What the presets share: layers with batch normalisation, upsampling, first weights, the check of an input's sides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tilepipe.errors import GeometryError
+from tilepipe.errors import GeometryError, ModelError
+
+UPSAMPLINGS = ("unpool", "nearest", "bilinear")
+"""How a decoder stage may undo a 2x2 pooling."""
 
 
 def conv_norm(incoming: int, outgoing: int, kernel: int) -> list[nn.Module]:
@@ -23,11 +28,32 @@ def conv_stage(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def check_upsampling(how: str) -> None:
+    """Nothing; raises ModelError where `how` is not one of UPSAMPLINGS."""
+    if how not in UPSAMPLINGS:
+        raise ModelError(f"upsampling {how!r} is not known; use one of {', '.join(UPSAMPLINGS)}")
+
+
+def upsample(x: Tensor, indices: Tensor, size: Sequence[int], how: str) -> Tensor:
+    """The map (N, C, rows, columns) of `size` (rows, columns) from one that a 2x2 pooling made of such a size.
+
+    `how`: "unpool" puts each value where `indices` say that the pooling found it, zeros elsewhere; "nearest" and
+    "bilinear" interpolate and ignore `indices`.
+    """
+    if how == "unpool":
+        return F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size)
+    return F.interpolate(x, size=size, mode=how)
+
+
 def initialise(network: nn.Module) -> None:
-    """Draws the convolutions' weights so that ReLU layers keep the variance (He et al., arXiv 1502.01852)."""
+    """Draws the convolutions' weights so that ReLU layers keep the variance (He et al., arXiv 1502.01852).
+
+    A transposed convolution of stride 1 reads kernel area x incoming features too: torch's "fan_out" of its weights.
+    """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
+            mode: Literal["fan_in", "fan_out"] = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
