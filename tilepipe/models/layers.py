@@ -34,7 +34,7 @@ def check_upsampling(how: str) -> None:
         raise ModelError(f"upsampling {how!r} is not known; use one of {', '.join(UPSAMPLINGS)}")
 
 
-def upsample(x: Tensor, indices: Tensor, size: Sequence[int], how: str) -> Tensor:
+def upsample(x: Tensor, indices: Tensor, size: tuple[int, ...], how: str) -> Tensor:
     """The map (N, C, rows, columns) of `size` (rows, columns) from one that a 2x2 pooling made of such a size.
 
     `how`: "unpool" puts each value where `indices` say that the pooling found it, zeros elsewhere; "nearest" and
