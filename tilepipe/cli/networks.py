@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect as inspection
 import json
 import os
+import sys
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +14,7 @@ import typer
 
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
+from tilepipe.cli.derivation import derivation_entries, derivation_table, derive_on_paper, small_size
 from tilepipe.cli.jobs import network_entries
 from tilepipe.cli.options import Talk
 from tilepipe.errors import ModelError
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
 CORES = (1024, 2048, 4096)
 DISPROVED = 3
+WIDTH = 96
+"""Characters of a line of prose."""
+PRESET = (("preset", "about"), ("family", "family"), ("source", "source"))
+"""What an architecture's lines are called, and where `about_preset` has them."""
 
 Reference = Annotated[
     str,
@@ -41,8 +49,9 @@ Prove = Annotated[
 def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
     """Show what a model asks of tiles.
 
-    Its card, legal sizes, reach, halo, the cost of tiles, whether exact is possible or which layer forbids it; and
-    the proof of all that on the real network. Exits with 3 where the proof fails. With -v also each layer.
+    Its card, legal sizes and how they follow on paper, reach, halo, the cost of tiles, whether exact is possible or
+    which layer forbids it; and the proof of all that on the real network. Exits with 3 where the proof fails. With -v
+    also the arithmetic of each layer that changes the size, and every layer.
     """
     from tilepipe.trace import geometry_of
 
@@ -51,7 +60,9 @@ def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
     found = {
         "model": source,
         "card": None if card is None else asdict(card),
+        "preset": about_preset(model) if card is None else None,
         **describe_network(network, geometry),
+        "derivation": derive_on_paper(network, geometry),
     }
     if talk.verbose:
         found["layers"] = layers(network, geometry)
@@ -102,8 +113,7 @@ def layers(network: nn.Module, geometry: Geometry) -> list[dict[str, Any]]:
     """Each layer's name, operator, size, and which of its outputs an aligned core needs, as JSON values."""
     from tilepipe.trace import layer_table
 
-    sizes = [axis.sizes.ceil(axis.alignment) if axis.sizes.step else axis.sizes.minimums[0] for axis in geometry.axes]
-    return [asdict(row) for row in layer_table(network, geometry, (sizes[0], sizes[1]))]
+    return [asdict(row) for row in layer_table(network, geometry, small_size(geometry))]
 
 
 def bands_of(network: nn.Module, card: ModelCard | None) -> int:
@@ -138,10 +148,11 @@ def prove_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
 
 def network_text(found: dict[str, Any], verbose: bool) -> str:
     """What `describe_network` says, for people."""
-    rows = [("model", found["model"]), *card_entries(found["card"], verbose)]
+    rows = [("model", found["model"]), *card_entries(found["card"], verbose), *preset_entries(found["preset"])]
     bands, scores = found["channels"]
     rows.append(("size", f"{found['parameters']:,} parameters, {bands} bands to {scores} scores a pixel"))
     rows += network_entries(found["network"])
+    rows += derivation_entries(found["derivation"])
     rows.append(("exact", "yes" if found["exact"] else f"no: {found['obstacle']}"))
     if "proof" in found:
         rows.append(("proof", proof_text(found["proof"], verbose)))
@@ -149,6 +160,8 @@ def network_text(found: dict[str, Any], verbose: bool) -> str:
     if found["tiles"]:
         costs = [(show.by(t["core"]), show.by(t["tile"]), f"{t['cost']:.2f}") for t in found["tiles"]]
         lines.append(show.table(("core", "tile", "cost"), costs, right=(2,)))
+    if verbose and found["derivation"]["layers"]:
+        lines.append(derivation_table(found["derivation"]["layers"]))
     if "layers" in found:
         lines.append(layer_text(found["layers"]))
     return "\n\n".join(lines)
@@ -230,6 +243,25 @@ def architectures() -> list[dict[str, str]]:
         {"name": name, "about": (factory.__doc__ or "").strip().partition("\n")[0]}
         for name, factory in sorted(MODELS.items())
     ]
+
+
+def about_preset(name: str) -> dict[str, str] | None:
+    """What an architecture is, from its documentation: the network itself, its family, its source."""
+    from tilepipe.models import MODELS
+
+    factory = MODELS.get(name)
+    if factory is None:
+        return None
+    paragraphs = [" ".join(text.split()) for text in (sys.modules[factory.__module__].__doc__ or "").split("\n\n")]
+    source = next((text for text in paragraphs[1:] if "arXiv" in text), "")
+    about = inspection.getdoc(factory) or ""
+    return {"about": " ".join(about.split("\n\n")[0].split()), "family": paragraphs[0], "source": source}
+
+
+def preset_entries(preset: dict[str, str] | None) -> list[tuple[str, str]]:
+    """An architecture's documentation as lines."""
+    told = preset or {}
+    return [(name, textwrap.fill(told[key], WIDTH)) for name, key in PRESET if told.get(key)]
 
 
 def models_text(found: dict[str, Any]) -> str:

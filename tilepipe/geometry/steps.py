@@ -49,6 +49,20 @@ class Slide:
         """Where an output lies: its centre is its window's centre."""
         return Fraction(self.stride), Fraction(self.extent - self.stride, 2) - self.before
 
+    def size(self, size_in: int, ceil_mode: bool = False) -> int:
+        """The number of windows over `size_in` inputs: floor((i + 2p - d(k - 1) - 1) / s) + 1.
+
+        With `ceil_mode` the ceiling, except that no window starts behind the last input (in the padding after it).
+
+        >>> Slide(stride=2, extent=5).size(61), Slide(stride=2, extent=2).size(33, ceil_mode=True)
+        (29, 17)
+        """
+        room = size_in + self.before + self.after - self.extent
+        if not ceil_mode:
+            return room // self.stride + 1
+        count = -(-room // self.stride) + 1
+        return count - 1 if (count - 1) * self.stride >= size_in + self.before else count
+
     def reads(self, outputs: Interval) -> Interval:
         """The inputs that a non-empty interval of outputs reads, padding included."""
         first = outputs.start * self.stride - self.before
@@ -85,6 +99,16 @@ class Spread:
     def place(self) -> Affine:
         """Where an output lies: an input's centre is its stamp's centre."""
         return Fraction(1, self.stride), Fraction(2 * self.before - self.extent + self.stride, 2 * self.stride)
+
+    def size(self, size_in: int, extra: int = 0) -> int:
+        """The number of outputs of `size_in` inputs: s(i - 1) + a + d(k - 1) + 1 - 2p.
+
+        `extra` is a, torch's output padding: of the s sizes that a convolution takes to `size_in`, which one.
+
+        >>> Spread(stride=2, before=0, extent=5).size(29), Spread(stride=2, before=1, extent=3).size(16, extra=1)
+        (61, 32)
+        """
+        return self.stride * (size_in - 1) + extra + self.extent - 2 * self.before
 
     def reads(self, outputs: Interval) -> Interval:
         """The inputs whose stamps touch the outputs; empty where stamps leave gaps."""
