@@ -22,14 +22,26 @@ UTM = CRS.from_epsg(32632).to_wkt()
 TRANSFORM = (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
 
 
+STATE = "labels/.tilepipe"
+"""Where a store of labels keeps its records, lease and temporary files."""
+VALUE_STATE = "values/.tilepipe"
+OUTPUTS = ("height above ground", "slope")
+
+
 class Maps(NamedTuple):
-    labels: NDArray[Any]
+    labels: NDArray[Any] | None = None
     confidence: NDArray[Any] | None = None
     probabilities: NDArray[Any] | None = None
+    values: NDArray[Any] | None = None
+
+
+def value_spec(**changes: Any) -> StoreSpec:
+    """A spec of two channels of values on `make_spec`'s grid, with changes."""
+    return make_spec(**{"classes": (), "values": "float32", "outputs": OUTPUTS, **changes})
 
 
 def make_spec(**changes: Any) -> StoreSpec:
-    """A spec of 50 x 70 pixels in 2 x 3 blocks, with changes."""
+    """A spec of labels, of 50 x 70 pixels in 2 x 3 blocks, with changes."""
     settings = {
         "shape": (50, 70),
         "shard": (32, 32),

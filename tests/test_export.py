@@ -10,12 +10,11 @@ import rasterio
 import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from stores import CLASSES, TRANSFORM, block_maps, expected, make_spec, make_store
+from stores import CLASSES, STATE, TRANSFORM, block_maps, expected, make_spec, make_store
 
 import tilepipe.export as exporting
 from tilepipe.errors import RunError, StoreError, UsageError
 from tilepipe.export import ExportOptions, export_geotiff
-from tilepipe.store.durable import STATE
 from tilepipe.store.output import create_or_resume
 from tilepipe.store.spec import LabelClass, StoreSpec
 

@@ -15,7 +15,7 @@ from stores import block_maps, expected, make_spec
 import tilepipe.store.lease as leases
 from tilepipe.errors import StoreBusyError
 from tilepipe.store.durable import LocalFiles
-from tilepipe.store.lease import KEY, Owner, acquire, check, held_by
+from tilepipe.store.lease import Owner, acquire, check, held_by, lease_key
 from tilepipe.store.objects import files_at
 from tilepipe.store.output import create_or_resume
 
@@ -33,9 +33,9 @@ def files(tmp_path: Path) -> LocalFiles:
 def plant(files: LocalFiles, age: float = 0.0, **changes: Any) -> Owner:
     """Leave a lease as another process would, `age` seconds after its last heartbeat."""
     owner = dataclasses.replace(leases._this_process(), **changes)
-    assert files.create(KEY, owner.to_bytes())
+    assert files.create(lease_key(files), owner.to_bytes())
     when = time.time() - age
-    os.utime(Path(files.location, KEY), (when, when))
+    os.utime(Path(files.location, lease_key(files)), (when, when))
     return owner
 
 
@@ -113,7 +113,7 @@ def test_another_machines_lease_lasts_a_minute(files: LocalFiles, change: dict[s
     plant(files, age=50, pid=1, **change)
     with pytest.raises(StoreBusyError, match="process 1 on"):
         acquire(files)
-    files.delete(KEY)
+    files.delete(lease_key(files))
     plant(files, age=70, pid=1, **change)
     lease = acquire(files)
     assert lease.notice is not None
@@ -122,22 +122,22 @@ def test_another_machines_lease_lasts_a_minute(files: LocalFiles, change: dict[s
 
 
 def test_a_lease_that_is_no_lease_expires(files: LocalFiles) -> None:
-    files.create(KEY, b"")
+    files.create(lease_key(files), b"")
     with pytest.raises(StoreBusyError):
         acquire(files)
-    os.utime(Path(files.location, KEY), (1, 1))
+    os.utime(Path(files.location, lease_key(files)), (1, 1))
     acquire(files).release()
 
 
 def test_the_heart_beats_until_release(files: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.02)
     lease = acquire(files)
-    path = Path(files.location, KEY)
+    path = Path(files.location, lease_key(files))
     os.utime(path, (1, 1))
     deadline = time.time() + 10
     while path.stat().st_mtime < 2 and time.time() < deadline:
         time.sleep(0.01)
-    age = files.age(KEY)
+    age = files.age(lease_key(files))
     assert age is not None
     assert age < 10
     lease.release()
@@ -150,7 +150,7 @@ def test_a_job_that_lost_its_lease_stops_and_leaves_the_others_alone(tmp_path: P
     whole = expected(spec)
     store = create_or_resume(tmp_path / "o", spec)
     store.write_block((0, 0), block_maps(spec, whole, (0, 0)), {})
-    store.files.delete(KEY)
+    store.files.delete(lease_key(store.files))
     other = acquire(store.files)
     with pytest.raises(StoreBusyError, match="no longer owns"):
         store.write_block((0, 1), block_maps(spec, whole, (0, 1)), {})
@@ -191,4 +191,4 @@ def test_of_many_processes_exactly_one_wins(files: LocalFiles, stale: bool) -> N
             process.join(60)
             assert process.exitcode == 0
         assert wins.value == 101
-        files.delete(KEY)
+        files.delete(lease_key(files))

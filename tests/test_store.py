@@ -16,13 +16,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from stores import Maps, block_maps, contents, expected, make_spec, make_store, memory_folder, write_all
+from stores import STATE, Maps, block_maps, contents, expected, make_spec, make_store, memory_folder, write_all
 
 from tilepipe.errors import RunError, StoreBusyError, StoreError, TilepipeError
-from tilepipe.store.durable import TEMPORARY
-from tilepipe.store.output import create_or_resume, label_counts, open_store, stored_spec
-from tilepipe.store.records import parse, record_key
+from tilepipe.store.output import create_or_resume, open_store, stored_spec
+from tilepipe.store.records import parse
 from tilepipe.store.spec import LabelClass, StoreSpec, differences
+from tilepipe.store.status import label_counts
 
 
 @st.composite
@@ -78,7 +78,7 @@ def test_threads_may_write_different_blocks_at_once(tmp_path: Path) -> None:
     with create_or_resume(tmp_path / "b", spec) as store, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: store.write_block(index, block_maps(spec, whole, index), {}), spec.blocks()))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert os.listdir(tmp_path / "b" / TEMPORARY) == []
+    assert os.listdir(tmp_path / "b" / STATE / "tmp") == []
 
 
 def test_a_resumed_store_says_what_is_left(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_stored_spec_is_what_was_given(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_does_not_count(tmp_path: Path, damage: Any) -> None:
     make_store(tmp_path / "o")
-    record = tmp_path / "o" / record_key(0, 1)
+    record = tmp_path / "o" / STATE / "0" / "1.json"
     record.write_bytes(damage(record.read_bytes()))
     assert open_store(tmp_path / "o").done() == set(make_spec().blocks()) - {(0, 1)}
 
@@ -194,7 +194,7 @@ def test_a_damaged_group_is_not_taken_for_an_unfinished_one(tmp_path: Path) -> N
     (tmp_path / "o" / "zarr.json").write_text('{"tilepipe"')
     with pytest.raises(StoreError, match="overwrite"):
         create_or_resume(tmp_path / "o", make_spec())
-    assert (tmp_path / "o" / record_key(0, 0)).exists()
+    assert (tmp_path / "o" / STATE / "0" / "0.json").exists()
     with create_or_resume(tmp_path / "o", make_spec(), overwrite=True) as store:
         assert store.done() == set()
 
@@ -241,7 +241,7 @@ def test_a_block_without_data_has_no_files(tmp_path: Path, shards: bool) -> None
     [
         (Maps(np.zeros((32, 31), np.uint8)), r"labels of a block is uint8 \(32, 31\)"),
         (Maps(np.zeros((32, 32), np.int64)), "labels of a block is int64"),
-        (Maps(np.full((32, 32), 3, np.uint8)), "labels beyond its 3 classes"),
+        (Maps(np.full((32, 32), 3, np.uint8), np.zeros((32, 32), np.uint8)), "labels beyond its 3 classes"),
         (Maps(np.zeros((32, 32), np.uint8)), "confidence of a block is nothing"),
         (Maps(np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.float32)), "confidence of a block is float32"),
     ],
@@ -297,7 +297,7 @@ def test_a_failing_disk_keeps_finished_blocks(
         assert caught.value.exit_code == exit_code
         assert str(tmp_path / "o" / "labels" / "c" / "0" / "1") in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-        assert os.listdir(tmp_path / "o" / TEMPORARY) == []
+        assert os.listdir(tmp_path / "o" / STATE / "tmp") == []
         assert store.done() == {(0, 0)}
         write_all(store, whole)
     make_store(tmp_path / "whole", spec)
@@ -330,9 +330,9 @@ def test_a_pickled_copy_writes_until_the_lease_ends(tmp_path: Path, monkeypatch:
 
 def test_leftovers_of_killed_writes_are_removed_at_resume(tmp_path: Path) -> None:
     make_store(tmp_path / "o")
-    (tmp_path / "o" / TEMPORARY / "0123").write_bytes(b"torn")
+    (tmp_path / "o" / STATE / "tmp" / "0123").write_bytes(b"torn")
     with create_or_resume(tmp_path / "o", make_spec()):
-        assert os.listdir(tmp_path / "o" / TEMPORARY) == []
+        assert os.listdir(tmp_path / "o" / STATE / "tmp") == []
 
 
 def test_files_are_flushed_before_they_are_named_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,11 +362,11 @@ def test_files_are_flushed_before_they_are_named_and_recorded(tmp_path: Path, mo
             source, target = path.split(" ")
             assert ("flush", source) in events[:position]
             named[target] = position
-    last = named.pop(str(tmp_path / "o" / record.key))
+    last = named.pop(str(tmp_path / "o" / STATE / "1" / "1.json"))
     assert set(named) == {str(tmp_path / "o" / key) for key, sha in record.files.items() if sha != "empty"}
     for target, position in named.items():
         assert ("flush", str(Path(target).parent)) in events[position:last]
-    assert ("flush", str((tmp_path / "o" / record.key).parent)) in events[last:]
+    assert ("flush", str(tmp_path / "o" / STATE / "1")) in events[last:]
 
 
 def test_records_survive_a_round_trip_and_are_found_by_block(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import contents, expected, make_spec, make_store, memory_folder, write_all
+from stores import STATE, contents, expected, make_spec, make_store, memory_folder, write_all
 
 from tilepipe.errors import StoreError
-from tilepipe.store.durable import TEMPORARY
 from tilepipe.store.output import create_or_resume, open_store
 from tilepipe.store.spec import StoreSpec
 
@@ -90,7 +89,7 @@ def test_every_instant_of_a_job(folder: Path) -> None:
         finished_blocks_are_whole(path)
         make_store(path, SPEC)
         assert contents(path) == whole
-        assert os.listdir(path / TEMPORARY) == []
+        assert os.listdir(path / STATE / "tmp") == []
 
 
 def test_a_job_that_is_killed_again_and_again(folder: Path) -> None:

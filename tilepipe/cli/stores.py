@@ -144,9 +144,9 @@ def pixel_area(store: OutputStore) -> float | None:
 
 def writer(store: OutputStore) -> dict[str, Any] | None:
     """Who holds the store's lease, and why it no longer counts where it does not; None where nobody does."""
-    from tilepipe.store.lease import KEY, Owner, stale_reason
+    from tilepipe.store.lease import Owner, lease_key, stale_reason
 
-    data = store.files.read(KEY)
+    data = store.files.read(lease_key(store.files))
     if data is None:
         return None
     try:

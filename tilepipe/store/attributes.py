@@ -1,4 +1,4 @@
-"""The attributes by which readers find CRS, pixel grid, nodata and classes of an output store.
+"""The attributes by which readers find CRS, pixel grid, nodata, classes and channels of an output store.
 
 Each reader knows another set, so all are written: CF (grid_mapping, x, y, flags) for xarray, rioxarray and GDAL,
 the zarr conventions `proj:` and `spatial:` on the arrays themselves (GDAL ignores the group's), and `multiscales`
@@ -49,6 +49,8 @@ MULTISCALES: Attributes = {
     "description": "Multiscale layout of zarr datasets",
 }
 GRID_MAPPING = "spatial_ref"
+RESAMPLING = {"labels": "mode", "values": "average"}
+"""How coarser scales come of finer ones, by the kind of store."""
 
 LONGEST_AXIS = 1 << 24
 """Pixels up to which an axis gets coordinates: 128 MiB of them."""
@@ -64,14 +66,19 @@ def parsed_crs(wkt: str) -> CRS:
 
 
 def array_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
-    """The attributes of labels, confidence or probabilities."""
-    own = {"labels": _label_attributes, "confidence": _confidence_attributes}.get(array.name, _probability_attributes)
-    return {**own(spec), **_grid_attributes(spec)}
+    """The attributes of labels, confidence, probabilities or values."""
+    own = {
+        "labels": _label_attributes,
+        "confidence": _confidence_attributes,
+        "probabilities": _probability_attributes,
+        "values": _value_attributes,
+    }
+    return {**own[array.name](spec), **_grid_attributes(spec)}
 
 
 def group_attributes(spec: StoreSpec) -> Attributes:
     """The group's attributes: conventions, the layout of scales, and `tilepipe`."""
-    level: Attributes = {"asset": "labels", "transform": {"scale": [1.0, 1.0], "translation": [0.0, 0.0]}}
+    level: Attributes = {"asset": spec.kind, "transform": {"scale": [1.0, 1.0], "translation": [0.0, 0.0]}}
     georeference: Attributes = {}
     conventions: list[Attributes] = []
     if spec.transform is not None:
@@ -82,7 +89,7 @@ def group_attributes(spec: StoreSpec) -> Attributes:
         "Conventions": "CF-1.11",
         **georeference,
         "zarr_conventions": [*conventions, MULTISCALES],
-        "multiscales": {"resampling_method": "mode", "layout": [level]},
+        "multiscales": {"resampling_method": RESAMPLING[spec.kind], "layout": [level]},
         "tilepipe": spec.to_json(),
     }
 
@@ -190,6 +197,10 @@ def _probability_attributes(spec: StoreSpec) -> Attributes:
     if spec.probabilities == "float16":
         return {"long_name": "probability of each class", **names}
     return {"long_name": "probability of each class, times 254", "valid_range": [0, 254], "nodata": 255, **names}
+
+
+def _value_attributes(spec: StoreSpec) -> Attributes:
+    return {"long_name": "output of the network", "channel_names": list(spec.outputs)}
 
 
 def _grid_attributes(spec: StoreSpec) -> Attributes:

@@ -29,10 +29,8 @@ try:
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-STATE = "labels/.tilepipe"
-"""Where a store keeps its records, lease and temporary files; xarray would warn of a folder at group level."""
-
-TEMPORARY = f"{STATE}/tmp"
+STATE = ".tilepipe"
+"""The folder of a store's records, lease and temporary files, in its first array's: xarray warns of one beside."""
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ESTALE}
 
@@ -44,6 +42,8 @@ class Files(Protocol):
     """As messages name it."""
     location: str
     """As zarr opens it, wherever the process stands."""
+    state: str
+    """The folder of records, lease and temporary files: `state_folder` of the store's kind."""
 
     def read(self, key: str) -> bytes | None:
         """The file's bytes; None where there is no such file."""
@@ -82,6 +82,16 @@ class Files(Protocol):
         """Delete temporary files; returns how many there were."""
 
 
+def state_folder(kind: str) -> str:
+    """Where a store whose first array is `kind` keeps its records, lease and temporary files."""
+    return f"{kind}/{STATE}"
+
+
+def temporary_folder(files: Files) -> str:
+    """Where files lie until they are whole and get their names."""
+    return f"{files.state}/tmp"
+
+
 def explain(error: OSError, path: object) -> TilepipeError:
     """The error to raise for `error`: RunError where a retry may help (disk full), else StoreError."""
     reason = error.strerror or str(error)
@@ -103,8 +113,9 @@ def _explained(path: object) -> Iterator[None]:
 class LocalFiles:
     """Files below a folder."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, kind: str = "labels") -> None:
         self.root = root
+        self.state = state_folder(kind)
         # Where it lies must not change with the working directory, nor in a worker that starts elsewhere.
         self._root = Path(root).absolute()
         self.location = str(self._root)
@@ -214,13 +225,14 @@ class LocalFiles:
             os.close(handle)
 
     def clean(self) -> int:
-        left = self.names(TEMPORARY)
+        folder = temporary_folder(self)
+        left = self.names(folder)
         for name in left:
-            self.delete(f"{TEMPORARY}/{name}")
+            self.delete(f"{folder}/{name}")
         return len(left)
 
     def _temporary(self, data: bytes) -> Path:
-        folder = self._root / TEMPORARY
+        folder = self._root / temporary_folder(self)
         path = folder / uuid.uuid4().hex
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

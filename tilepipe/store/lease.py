@@ -21,16 +21,23 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from tilepipe.errors import StoreBusyError, TilepipeError
-from tilepipe.store.durable import STATE, Files
+from tilepipe.store.durable import Files
 
-KEY = f"{STATE}/lease.json"
-LOCK = f"{STATE}/lease.lock"
 BEAT = 10.0
 """Seconds between heartbeats."""
 STALE = 60.0
 """Seconds without a heartbeat after which a lease on another machine is stale."""
 CLOCK_SLACK = 2.0
 """Seconds by which two readings of one process's start may differ."""
+
+
+def lease_key(files: Files) -> str:
+    """Where the store's lease is kept."""
+    return f"{files.state}/lease.json"
+
+
+def _lock_key(files: Files) -> str:
+    return f"{files.state}/lease.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def stale_reason(files: Files, data: bytes) -> str | None:
     owner = _owner(data)
     if owner is not None and (owner.host, owner.machine) == (socket.gethostname(), _machine()):
         return None if _alive(owner) else "which is gone"
-    age = files.age(KEY)
+    age = files.age(lease_key(files))
     if age is not None and age > STALE:
         return f"which was last heard of {age:.0f} s ago"
     return None
@@ -122,9 +129,9 @@ class Lease:
         with contextlib.suppress(TilepipeError):
             # Looking first keeps the lock from bringing a deleted store's folder back.
             if held_by(self._files, self.owner.token):
-                with self._files.locked(LOCK):
+                with self._files.locked(_lock_key(self._files)):
                     if held_by(self._files, self.owner.token):
-                        self._files.delete(KEY)
+                        self._files.delete(lease_key(self._files))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
@@ -132,32 +139,39 @@ class Lease:
             with contextlib.suppress(TilepipeError):
                 if not held_by(self._files, self.owner.token):
                     return
-                self._files.touch(KEY, self.owner.to_bytes())
+                self._files.touch(lease_key(self._files), self.owner.to_bytes())
 
 
 def acquire(files: Files) -> Lease:
     """The store's lease, for this process; StoreBusyError, naming the owner, where another process holds it."""
     notice = None
-    mine = _this_process()
-    with files.locked(LOCK):
-        held = files.read(KEY)
+    mine, key = _this_process(), lease_key(files)
+    with files.locked(_lock_key(files)):
+        held = files.read(key)
         if held is not None:
             why = stale_reason(files, held)
             if why is None:
                 raise _busy(files, held)
             # Without a lock, another process may have taken it over since: then it is no longer what was judged.
-            if files.read(KEY) != held:
-                raise _busy(files, files.read(KEY))
-            files.delete(KEY)
+            if files.read(key) != held:
+                raise _busy(files, files.read(key))
+            files.delete(key)
             notice = f"took over the output's lease from {_owner(held) or 'an unknown process'}, {why}"
-        if not files.create(KEY, mine.to_bytes()):
-            raise _busy(files, files.read(KEY))
+        if not files.create(key, mine.to_bytes()):
+            raise _busy(files, files.read(key))
     return Lease(files, mine, notice)
+
+
+def refuse_held(files: Files) -> None:
+    """Nothing where no process holds the lease; else StoreBusyError, naming the owner."""
+    held = files.read(lease_key(files))
+    if held is not None and stale_reason(files, held) is None:
+        raise _busy(files, held)
 
 
 def held_by(files: Files, token: str) -> bool:
     """Whether the lease with this token is in force."""
-    data = files.read(KEY)
+    data = files.read(lease_key(files))
     owner = None if data is None else _owner(data)
     return owner is not None and owner.token == token
 

@@ -15,17 +15,20 @@ from typing import Any
 import fsspec
 
 from tilepipe.errors import RunError, StoreError, TilepipeError
-from tilepipe.store.durable import TEMPORARY, Files, LocalFiles
+from tilepipe.store.durable import Files, LocalFiles, state_folder, temporary_folder
 
 
-def files_at(path: str | os.PathLike[str]) -> Files:
-    """The files below a folder, or below a URL that fsspec knows, such as s3://bucket/out.zarr."""
+def files_at(path: str | os.PathLike[str], kind: str = "labels") -> Files:
+    """The files below a folder, or below a URL that fsspec knows, such as s3://bucket/out.zarr.
+
+    `kind` is the store's (`StoreSpec.kind`): it says where records, lease and temporary files are.
+    """
     text = os.fspath(path)
     if text.startswith("file://"):
-        return LocalFiles(text.removeprefix("file://"))
+        return LocalFiles(text.removeprefix("file://"), kind)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", text):
-        return ObjectFiles(text)
-    return LocalFiles(text)
+        return ObjectFiles(text, kind)
+    return LocalFiles(text, kind)
 
 
 class ObjectFiles:
@@ -35,13 +38,15 @@ class ObjectFiles:
     look first and then write, which leaves a gap of a round trip.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, kind: str = "labels") -> None:
         self.root = self.location = root
+        self.state = state_folder(kind)
+        self._kind = kind
         self._opened: tuple[Any, str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A driver's connections stay in the process that made them.
-        return ObjectFiles, (self.root,)
+        return ObjectFiles, (self.root, self._kind)
 
     @property
     def _fs(self) -> Any:
@@ -138,7 +143,7 @@ class ObjectFiles:
             then = self._fs.modified(self._path(key))
         except (OSError, NotImplementedError):
             return None
-        probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+        probe = f"{temporary_folder(self)}/{uuid.uuid4().hex}"
         try:
             self.write(probe, b"-")
             now = self._fs.modified(self._path(probe))
@@ -154,7 +159,8 @@ class ObjectFiles:
         yield
 
     def clean(self) -> int:
-        left = self.names(TEMPORARY)
+        folder = temporary_folder(self)
+        left = self.names(folder)
         for name in left:
-            self.delete(f"{TEMPORARY}/{name}")
+            self.delete(f"{folder}/{name}")
         return len(left)

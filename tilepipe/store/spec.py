@@ -1,4 +1,4 @@
-"""What decides an output store's bytes: grid, classes, arrays, settings, and the fingerprint of what made it."""
+"""What decides an output store's bytes: grid, classes or outputs, arrays, settings, fingerprint of what made it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from tilepipe.window import Window
 FORMAT = 1
 """Version of the store's own layout; a store of another one is refused."""
 
-ARRAYS = ("labels", "confidence", "probabilities")
+Kind = Literal["labels", "values"]
+KINDS: tuple[Kind, ...] = ("labels", "values")
+"""What a store holds, by its first array's name: a class for each pixel, or the network's own output."""
+ARRAYS = ("labels", "confidence", "probabilities", "values")
 
 
 class ClassLike(Protocol):
@@ -56,7 +59,7 @@ class ArraySpec:
     name: str
     dtype: np.dtype[Any]
     fill: int | float
-    """What a pixel without data holds; NaN for float16."""
+    """What a pixel without data holds; NaN for floats."""
     shape: tuple[int, ...]
     shard: tuple[int, ...]
     """The unit of writing: what one block fills."""
@@ -71,8 +74,9 @@ class ArraySpec:
 class StoreSpec:
     """All that decides an output store's layout and metadata.
 
-    Labels are uint8 with nodata 255 for up to 255 classes, else uint16 with nodata 65535. A block is a shard;
-    the grid of blocks starts at the output's first pixel.
+    A store holds labels, and then has `classes`, or values, and then has `outputs`. Labels are uint8 with nodata
+    255 for up to 255 classes, else uint16 with nodata 65535; values are (channel, y, x) with NaN for nodata. A
+    block is a shard; the grid of blocks starts at the output's first pixel.
     """
 
     shape: tuple[int, int]
@@ -80,7 +84,7 @@ class StoreSpec:
     shard: tuple[int, int]
     """Pixels of a block, a multiple of `chunk`; the last blocks of an axis may be cut short."""
     chunk: tuple[int, int]
-    classes: Sequence[ClassLike]
+    classes: Sequence[ClassLike] = ()
     crs_wkt: str | None = None
     transform: tuple[float, float, float, float, float, float] | None = None
     """(a, b, c, d, e, f) of the OUTPUT grid: x = a * col + b * row + c, y = d * col + e * row + f."""
@@ -94,16 +98,20 @@ class StoreSpec:
     """The resolved plan, settings, model card and versions, as JSON values; kept for readers, never compared."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     """Named parts (raster, model, plan, precision ...), as JSON values: a resume must have equal ones."""
+    values: Literal["float16", "float32"] | None = None
+    """The type of the network's own output, in place of labels; None for labels."""
+    outputs: Sequence[str] = ()
+    """The name of each channel of `values`."""
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
             raise StoreError(f"output shape {self.shape} is empty; both sides must be at least 1")
         if min(self.chunk) < 1 or any(s < 1 or s % c for s, c in zip(self.shard, self.chunk, strict=True)):
             raise StoreError(f"shard {self.shard} is not a multiple of chunk {self.chunk}; choose one that is")
-        if not 1 <= len(self.classes) <= 65535:
-            raise StoreError(f"{len(self.classes)} classes cannot be stored; 1 to 65535 can")
-        if self.probabilities not in (None, "uint8", "float16"):
-            raise StoreError(f"probabilities as {self.probabilities!r}; use uint8 or float16")
+        if self.kind == "values":
+            self._check_values()
+        else:
+            self._check_labels()
         if self.transform is not None:
             a, b, _, d, e, _ = self.transform
             if not all(map(math.isfinite, self.transform)) or a * e == b * d:
@@ -113,8 +121,30 @@ class StoreSpec:
         object.__setattr__(self, "fingerprint", _plain(self.fingerprint, "fingerprint"))
         classes = tuple(LabelClass(c.name, _color(c.color)) for c in self.classes)
         object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "outputs", tuple(str(name) for name in self.outputs))
         if self.gcps is not None:
             object.__setattr__(self, "gcps", tuple(ControlPoint(*map(float, p)) for p in self.gcps))
+
+    def _check_labels(self) -> None:
+        if not 1 <= len(self.classes) <= 65535:
+            raise StoreError(f"{len(self.classes)} classes cannot be stored; 1 to 65535 can")
+        if self.probabilities not in (None, "uint8", "float16"):
+            raise StoreError(f"probabilities as {self.probabilities!r}; use uint8 or float16")
+        if self.outputs:
+            raise StoreError(f"outputs {', '.join(self.outputs)} are of values; labels have classes")
+
+    def _check_values(self) -> None:
+        if self.values not in ("float16", "float32"):
+            raise StoreError(f"values as {self.values!r}; use float16 or float32")
+        if self.classes or self.confidence or self.probabilities:
+            raise StoreError("a store of values has no classes, confidence or probabilities; leave them out")
+        if not self.outputs or not all(self.outputs):
+            raise StoreError(f"outputs {list(self.outputs)} do not name the channels; give each of them a name")
+
+    @property
+    def kind(self) -> Kind:
+        """What the store holds, and its first array's name."""
+        return "labels" if self.values is None else "values"
 
     @property
     def label_dtype(self) -> np.dtype[Any]:
@@ -155,6 +185,8 @@ class StoreSpec:
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The arrays of blocks, in the order in which a block's parts are written."""
+        if self.values is not None:
+            return (self._array("values", np.dtype(self.values), math.nan),)
         found = [self._array("labels", self.label_dtype, self.nodata)]
         if self.confidence:
             found.append(self._array("confidence", np.dtype(np.uint8), 255))
@@ -166,15 +198,19 @@ class StoreSpec:
 
     def _array(self, name: str, dtype: np.dtype[Any], fill: int | float) -> ArraySpec:
         shape, shard, chunk, dims = self.shape, self.shard, self.chunk, ("y", "x")
-        if name != "probabilities":
+        layers = {"probabilities": ("class", len(self.classes)), "values": ("channel", len(self.outputs))}
+        if name not in layers:
             return ArraySpec(name, dtype, fill, shape, shard, chunk, dims, self.shards)
-        count = len(self.classes)
+        axis, count = layers[name]
         files = (count, *shard) if self.shards else (1, *shard)
-        return ArraySpec(name, dtype, fill, (count, *shape), files, (1, *chunk), ("class", *dims), self.shards)
+        return ArraySpec(name, dtype, fill, (count, *shape), files, (1, *chunk), (axis, *dims), self.shards)
 
     def layout(self) -> dict[str, Any]:
         """Everything but settings and fingerprint, as JSON values; `from_json` reads it back."""
+        # Labels are told as before there were values, so that stores of then can be resumed.
+        values = {} if self.values is None else {"values": self.values, "outputs": list(self.outputs)}
         return {
+            **values,
             "shape": list(self.shape),
             "shard": list(self.shard),
             "chunk": list(self.chunk),
