@@ -14,6 +14,7 @@ from torch import nn
 
 from tilepipe.errors import GeometryError
 from tilepipe.geometry.network import fold
+from tilepipe.models.layers import check_sides
 from tilepipe.trace import activation_bytes, geometry_of, layer_table, trace_network
 from tilepipe.tracing.axes import TangledError, reshape
 from tilepipe.window import Interval
@@ -387,3 +388,17 @@ def test_an_exported_program_has_the_geometry_of_its_network():
     program = torch.export.export(network, (image,), dynamic_shapes=({2: 4 * rows, 3: 4 * cols},))
     axis, original = geometry_of(program.module(), 2).rows, geometry_of(network, 2).rows
     assert (axis.reach, axis.alignment) == (original.reach, original.alignment)
+
+
+def test_a_network_may_refuse_sizes_itself():
+    class Refusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = networks.autoencoder()
+
+        def forward(self, x):
+            check_sides(x.shape, "Refusing", 32, 61)
+            return self.network(x)
+
+    axis = geometry_of(Refusing(), 1).rows
+    assert str(axis.sizes) == "61 + 32n"

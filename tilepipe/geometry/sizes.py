@@ -31,6 +31,8 @@ _OBLONG = 64
 _BASES = (256, 512, 1024, 2048)
 _COMMON = (28, 32, 33, 61, 64, 96, 128, 192, 224, 227, 299, 320, 384, 416, 448, 480, 500, 513, 572, 640, 768, 1024)
 _LARGEST_PERIOD = 2048
+_RAREST = 64
+"""Periods among which a network may admit a single one, as exported programs do that want multiples of 32."""
 
 
 def derive(trace_at: TraceAt) -> Geometry:
@@ -86,9 +88,12 @@ def _axis(sample: Sample, axis: int, start: int, trace: Trace) -> tuple[AxisGeom
     """The geometry of one axis, and the obstacle to exact stitching if there is one."""
     period = _period(trace, axis)
     classes, refusal = _classes(sample, axis, period)
+    alignment = _alignment(classes) if classes else 0
+    if not classes and (wider := _wider(sample, start, period)) is not None:
+        classes, _ = _classes(sample, axis, wider)
+        period = alignment = wider
     if not classes:
         return _fixed(sample, axis, start, period, refusal)
-    alignment = _alignment(classes)
     if alignment < period and classes[0].clean:
         classes, _ = _classes(sample, axis, alignment)
         period = alignment
@@ -161,6 +166,12 @@ def _classes(sample: Sample, axis: int, period: int) -> tuple[list[Residue], str
     despite = [judge(sample, axis, period, size, lossless=False) for size in lossy[:period]]
     reasons += [each for each in despite if isinstance(each, str)]
     return [each for each in despite if isinstance(each, Residue)], next(iter(reasons), "none passes")
+
+
+def _wider(sample: Sample, start: int, period: int) -> int | None:
+    """The multiple of the period at which sizes pass that the network itself admits more rarely; None: not found."""
+    found = (period * n for n in range(2, _RAREST + 1) if _passes(sample, start + period * n))
+    return next(found, None)
 
 
 def _covers(given: Residue, axis: int) -> bool:

@@ -13,6 +13,11 @@ from tilepipe.geometry.steps import Step
 from tilepipe.tracing.axes import Dim, Dims, Field, plain, resized
 from tilepipe.tracing.recorder import Recorder
 
+
+class UnknownOperatorError(GeometryError):
+    """A network that uses an operator whose reach is not known; no other input size would mend that."""
+
+
 Result = Field | None
 """What an output tensor holds; None: nothing that depends on the input."""
 
@@ -76,9 +81,9 @@ class Call:
             for dim, size in zip(dims, shape, strict=True)
         )
 
-    def unknown(self) -> GeometryError:
+    def unknown(self) -> UnknownOperatorError:
         """The error for an operator that is not understood."""
-        return GeometryError(
+        return UnknownOperatorError(
             f"{self.recorder.layer_name} uses the operator {self.name}, whose reach is not known; "
             "replace it by convolutions, pooling, resizing or element-wise operators"
         )

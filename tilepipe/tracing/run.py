@@ -18,7 +18,7 @@ from tilepipe.geometry.network import Layer, Trace
 from tilepipe.geometry.residues import SizeRefusedError
 from tilepipe.geometry.steps import Mixing, Same
 from tilepipe.tracing.axes import AXES, Field, plain
-from tilepipe.tracing.call import Call, Result
+from tilepipe.tracing.call import Call, Result, UnknownOperatorError
 from tilepipe.tracing.recorder import Recorder
 from tilepipe.tracing.shapes import shape_only
 from tilepipe.tracing.table import ELEMENTWISE, HANDLERS, MIXING, mixing
@@ -86,12 +86,12 @@ def trace_at(network: nn.Module, channels: int, rows: int, cols: int) -> Trace:
     recorder.track(image, Field(0, dims))
     with torch.no_grad(), module_names(network, recorder.modules), _Recording(recorder):
         try:
-            output = first_map(network(image))
-        except GeometryError:
+            output = network(image)
+        except UnknownOperatorError:
             raise
-        except Exception as error:
+        except Exception as error:  # networks that check their input's sides raise GeometryError themselves
             raise _refused(error, recorder) from error
-    return _finish(recorder, output, channels)
+    return _finish(recorder, first_map(output), channels)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
