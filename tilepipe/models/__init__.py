@@ -8,9 +8,13 @@ from collections.abc import Callable
 from torch import nn
 
 from tilepipe.errors import ModelError
-from tilepipe.models import linear, segnet
+from tilepipe.models import deconvnet, fcn, linear, segnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "deconvnet": deconvnet.deconvnet,
+    "fcn32s": fcn.fcn32s,
+    "fcn16s": fcn.fcn16s,
+    "fcn8s": fcn.fcn8s,
     "linear": linear.Linear,
     "segnet": segnet.segnet,
     "segnet-basic": segnet.segnet_basic,
