@@ -66,6 +66,10 @@ class Apply(nn.Module):
 
 
 INPUT = "<input>"
+_KINDS: dict[type, str] = {
+    fx.immutable_collections.immutable_dict: "a dictionary",
+    fx.immutable_collections.immutable_list: "a list",
+}
 
 _MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.BatchNorm2d, nn.Softmax2d,
@@ -148,7 +152,9 @@ def _path(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
             )
         node = node.all_input_nodes[0]
     if not isinstance(node, fx.Node):
-        raise ModelError(f"the network returns a {type(node).__name__}; to slide it, let it return the scores alone")
+        raise ModelError(
+            f"the network returns {_KINDS.get(type(node), 'no tensor')}; to slide it, let it return the scores alone"
+        )
     if node.op == "get_attr":
         raise ModelError(f"the network's output does not depend on its input but on {node.target}")
     known = {*path, node}
