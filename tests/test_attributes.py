@@ -12,7 +12,7 @@ import rioxarray  # noqa: F401 - gives xarray its .rio
 import xarray as xr
 from pyproj import CRS
 from rasterio import crs as rasterio_crs
-from stores import CLASSES, TRANSFORM, UTM, make_spec, make_store
+from stores import CLASSES, OUTPUTS, TRANSFORM, UTM, make_spec, make_store, value_spec
 
 from tilepipe.errors import StoreError
 from tilepipe.store.attributes import flag_meanings
@@ -51,6 +51,33 @@ def test_xarray_finds_crs_transform_nodata_and_classes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["x"].values, 500005.0 + 10 * np.arange(70))
     np.testing.assert_array_equal(found["y"].values, 4999995.0 - 10 * np.arange(50))
     assert found["x"].attrs["standard_name"] == "projection_x_coordinate"
+
+
+@pytest.mark.parametrize("kept", ["float16", "float32"])
+def test_xarray_finds_crs_and_transform_of_values(tmp_path: Path, kept: Any) -> None:
+    path = tmp_path / "out.zarr"
+    whole = make_store(path, value_spec(values=kept))["values"]
+    found = dataset(path)
+    assert set(found.variables) == {"values", "x", "y", "spatial_ref"}
+    assert found.rio.crs == found["values"].rio.crs == rasterio_crs.CRS.from_epsg(32632)
+    values = found["values"]
+    assert values.dims == ("channel", "y", "x")
+    assert values.dtype == np.dtype(kept)
+    np.testing.assert_array_equal(values.values, whole)
+    assert tuple(values.rio.transform())[:6] == TRANSFORM
+    assert values.rio.bounds() == (500000.0, 4999500.0, 500700.0, 5000000.0)
+    assert values.attrs["channel_names"] == list(OUTPUTS)
+    assert not {"flag_values", "class_names", "nodata", "_FillValue"} & values.attrs.keys()
+    own = attributes(path, "values")
+    assert own["grid_mapping"] == own["coordinates"] == "spatial_ref"
+    assert own["proj:code"] == "EPSG:32632"
+    assert own["spatial:transform"] == list(TRANSFORM)
+    assert [c["name"] for c in own["zarr_conventions"]] == ["proj:", "spatial:"]
+    group = json.loads((path / "zarr.json").read_text())["attributes"]
+    assert [level["asset"] for level in group["multiscales"]["layout"]] == ["values"]
+    assert group["multiscales"]["resampling_method"] == "average"
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False)
+    assert tree["values"].shape == (2, 50, 70)
 
 
 def test_xarray_reads_the_store_as_a_tree(tmp_path: Path) -> None:

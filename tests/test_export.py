@@ -10,7 +10,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from stores import CLASSES, STATE, TRANSFORM, block_maps, expected, make_spec, make_store
+from stores import CLASSES, OUTPUTS, STATE, TRANSFORM, block_maps, expected, make_spec, make_store, value_spec
 
 import tilepipe.export as exporting
 from tilepipe.errors import RunError, StoreError, UsageError
@@ -86,6 +86,64 @@ def test_confidence_is_exported_on_request(tmp_path: Path) -> None:
     make_store(tmp_path / "p.zarr")
     with pytest.raises(UsageError, match="no array 'confidence'"):
         export_geotiff(tmp_path / "p.zarr", tmp_path / "d.tif", ExportOptions(array="confidence"))
+
+
+@pytest.mark.parametrize("cog", [False, True])
+@pytest.mark.parametrize("compress", ["deflate", "zstd", "lzw", "none"])
+def test_values_are_a_band_for_each_channel(tmp_path: Path, compress: Any, cog: bool) -> None:
+    kept: Any = "float16" if cog else "float32"
+    spec = value_spec(shape=(700, 600), shard=(128, 256), chunk=(64, 64), values=kept)
+    whole = make_store(tmp_path / "o.zarr", spec)["values"]
+    seen: list[tuple[int, int]] = []
+    options = ExportOptions(compress=compress, cog=cog)
+    export_geotiff(tmp_path / "o.zarr", tmp_path / "v.tif", options, lambda *pair: seen.append(pair))
+    with rasterio.open(tmp_path / "v.tif") as tif:
+        np.testing.assert_array_equal(tif.read(), whole.astype(np.float32))
+        assert tif.dtypes == ("float32", "float32")
+        assert np.isnan(tif.nodata)
+        assert tif.descriptions == OUTPUTS
+        assert tif.crs == CRS.from_epsg(32632)
+        assert tuple(tif.transform)[:6] == TRANSFORM
+        assert tif.block_shapes == [(512, 512)] * 2
+        assert (tif.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG") == cog
+        assert bool(tif.overviews(1)) == cog
+    assert seen[-1] == (700 * 600, 700 * 600)
+    assert sorted(os.listdir(tmp_path)) == ["o.zarr", "v.tif"]
+
+
+def test_values_without_data_are_written_and_found(tmp_path: Path) -> None:
+    spec = value_spec(shape=(600, 1100), shard=(128, 512), chunk=(128, 128))
+    with create_or_resume(tmp_path / "o.zarr", spec) as store:
+        for index in spec.blocks():
+            store.write_nodata(index, {})
+    export_geotiff(tmp_path / "o.zarr", tmp_path / "v.tif")
+    with rasterio.open(tmp_path / "v.tif") as tif:
+        assert np.isnan(tif.read()).all()
+
+
+def test_unfinished_values_are_blank_where_blocks_lack(tmp_path: Path) -> None:
+    spec = value_spec()
+    whole = expected(spec)
+    with create_or_resume(tmp_path / "o.zarr", spec) as store:
+        for index in spec.blocks():
+            store.write_block(index, block_maps(spec, whole, index), {})
+        store.forget((1, 0))
+    with pytest.raises(StoreError, match="5 of 6 blocks"):
+        export_geotiff(tmp_path / "o.zarr", tmp_path / "v.tif")
+    export_geotiff(tmp_path / "o.zarr", tmp_path / "v.tif", ExportOptions(allow_partial=True))
+    whole["values"][:, 32:, :32] = np.nan
+    with rasterio.open(tmp_path / "v.tif") as tif:
+        np.testing.assert_array_equal(tif.read(), whole["values"])
+
+
+@pytest.mark.parametrize("array", ["labels", "confidence"])
+def test_values_have_no_labels_to_export(tmp_path: Path, array: Any) -> None:
+    make_store(tmp_path / "o.zarr", value_spec())
+    with pytest.raises(UsageError, match=f"has no array '{array}' to export; it has values"):
+        export_geotiff(tmp_path / "o.zarr", tmp_path / "v.tif", ExportOptions(array=array))
+    make_store(tmp_path / "l.zarr")
+    with pytest.raises(UsageError, match="has no array 'values' to export; it has labels"):
+        export_geotiff(tmp_path / "l.zarr", tmp_path / "v.tif", ExportOptions(array="values"))
 
 
 def test_control_points_take_the_transforms_place(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import STATE, contents, expected, make_spec, make_store, memory_folder, write_all
+from stores import STATE, VALUE_STATE, contents, expected, make_spec, make_store, memory_folder, value_spec, write_all
 
 from tilepipe.errors import StoreError
 from tilepipe.store.output import create_or_resume, open_store
@@ -25,6 +25,7 @@ context = multiprocessing.get_context("fork")
 CALLS = ("write", "fsync", "replace", "link", "mkdir", "unlink", "rmdir")
 SPEC = make_spec(shape=(32, 64), confidence=True, crs_wkt=None)
 OTHER = make_spec(shape=(40, 30), crs_wkt=None, transform=None)
+VALUES = value_spec(shape=(40, 30), crs_wkt=None, transform=None)
 
 
 @pytest.fixture
@@ -78,18 +79,19 @@ def finished_blocks_are_whole(path: Path) -> None:
     assert list(store.verify()) == []
 
 
-def test_every_instant_of_a_job(folder: Path) -> None:
-    make_store(folder / "whole", SPEC)
+@pytest.mark.parametrize(("spec", "state"), [(SPEC, STATE), (VALUES, VALUE_STATE)])
+def test_every_instant_of_a_job(folder: Path, spec: StoreSpec, state: str) -> None:
+    make_store(folder / "whole", spec)
     whole = contents(folder / "whole")
-    total = run_job(folder / "counted", SPEC, False)
+    total = run_job(folder / "counted", spec, False)
     assert total > 50
     for fatal in range(1, total + 1):
         path = folder / f"o{fatal}"
-        assert run_job(path, SPEC, False, fatal) == 0
+        assert run_job(path, spec, False, fatal) == 0
         finished_blocks_are_whole(path)
-        make_store(path, SPEC)
+        make_store(path, spec)
         assert contents(path) == whole
-        assert os.listdir(path / STATE / "tmp") == []
+        assert os.listdir(path / state / "tmp") == []
 
 
 def test_a_job_that_is_killed_again_and_again(folder: Path) -> None:
@@ -103,19 +105,21 @@ def test_a_job_that_is_killed_again_and_again(folder: Path) -> None:
         assert contents(path) == contents(folder / "whole")
 
 
-def test_every_fifth_instant_of_an_overwriting_job(folder: Path) -> None:
-    make_store(folder / "whole", OTHER)
+@pytest.mark.parametrize(("old", "new"), [(SPEC, OTHER), (SPEC, VALUES), (VALUES, OTHER)])
+def test_every_fifth_instant_of_an_overwriting_job(folder: Path, old: StoreSpec, new: StoreSpec) -> None:
+    make_store(folder / "whole", new)
     whole = contents(folder / "whole")
-    make_store(folder / "counted", SPEC)
-    total = run_job(folder / "counted", OTHER, True)
+    make_store(folder / "counted", old)
+    total = run_job(folder / "counted", new, True)
     for fatal in range(1, total + 1, 5):
         path = folder / f"o{fatal}"
-        make_store(path, SPEC)
-        assert run_job(path, OTHER, True, fatal) == 0
+        make_store(path, old)
+        assert run_job(path, new, True, fatal) == 0
         finished_blocks_are_whole(path)
-        with create_or_resume(path, OTHER, overwrite=True) as store:
-            write_all(store, expected(OTHER))
+        with create_or_resume(path, new, overwrite=True) as store:
+            write_all(store, expected(new))
         assert contents(path) == whole
+        assert sorted(os.listdir(path)) == sorted(os.listdir(folder / "whole"))
 
 
 def slow_job(path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_block_that_does_not_fit_is_refused(tmp_path: Path, maps: Maps, messag
         {"values": "float64"},
         {"outputs": ()},
         {"outputs": ("a", "")},
+        {"outputs": ("a", "a")},
         {"classes": make_spec().classes},
         {"confidence": True},
         {"probabilities": "uint8"},

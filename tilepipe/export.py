@@ -1,4 +1,7 @@
-"""A finished store as one GeoTIFF: tiled, compressed, with classes' colours and names, in bounded memory.
+"""A finished store as one GeoTIFF: tiled, compressed, in bounded memory.
+
+Labels and confidence are one band, labels with the classes' colours and names. Values are a band of float32 for each
+channel, under its name, with NaN for nodata.
 
 GeoTIFF has no field for class names. They are written twice: as tags of the band (`CLASS_0=field`), which travel
 inside the file, and as GDAL's category names in the sidecar `<name>.aux.xml`, where GDAL and QGIS look for them.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 import uuid
 import warnings
@@ -21,6 +25,8 @@ from zlib import crc32
 import numpy as np
 import rasterio
 import rasterio.shutil
+import zarr
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -46,10 +52,11 @@ CACHE_BYTES = 64 << 20
 class ExportOptions:
     """What is written, and how."""
 
-    array: Literal["labels", "confidence"] = "labels"
+    array: Literal["labels", "confidence", "values"] | None = None
+    """Which of the store's arrays; None for its labels, or for its values where it holds those."""
     compress: Compression = "deflate"
     cog: bool = False
-    """A Cloud Optimized GeoTIFF, with overviews by majority (of confidence by average); needs twice the space."""
+    """A Cloud Optimized GeoTIFF; overviews of labels by majority, of others by average; needs twice the space."""
     allow_partial: bool = False
     """Export an unfinished store, too, with nodata where blocks are not done."""
     overwrite: bool = False
@@ -61,7 +68,7 @@ def export_geotiff(
     options: ExportOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The path of the GeoTIFF that now holds the store's labels: it appears when it is whole.
+    """The path of the GeoTIFF that now holds the store's labels or values: it appears when it is whole.
 
     `progress` is called with (pixels written, pixels in all) after each window. Raises UsageError for an output
     that exists or an unknown option, StoreError for an unfinished store, RunError for a full disk.
@@ -80,7 +87,7 @@ def export_geotiff(
         with _explained(target), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED="NO"):
             checksum = _write(store, array, temporary, options, progress)
             if options.cog:
-                _to_cog(temporary, options)
+                _to_cog(temporary, array, options.compress)
             # GDAL writes late, and says nothing of a disk that is full when it closes the file.
             if _checksum(temporary, store.spec) != checksum:
                 raise RunError(f"{target}: not written whole; free some space and run the same command again")
@@ -100,8 +107,9 @@ def _refuse_unfinished(store: OutputStore, allow_partial: bool) -> None:
         )
 
 
-def _array(store: OutputStore, name: str) -> ArraySpec:
+def _array(store: OutputStore, name: str | None) -> ArraySpec:
     found = {array.name: array for array in store.spec.arrays() if array.name != "probabilities"}
+    name = name or store.spec.kind
     if name not in found:
         raise UsageError(f"{store.path} has no array {name!r} to export; it has {', '.join(found)}")
     return found[name]
@@ -118,26 +126,38 @@ def _write(
     values = store.array(array.name)
     total, written, checksum = store.spec.shape[0] * store.spec.shape[1], 0, 0
     done = store.done() if options.allow_partial else None
-    with rasterio.open(path, "w", **_profile(store.spec, array, options.compress)) as tif:
+    with rasterio.open(path, "w", **_profile(store.spec, array, options)) as tif:
         _describe(tif, store.spec, array)
         for window in _windows(store.spec):
-            rows, cols = window.rows, window.cols
-            block = values[rows.start : rows.stop, cols.start : cols.stop]
-            if done is not None:
-                _blank_unfinished(block, window, store.spec, done, array.fill)
-            tif.write(block, 1, window=_raster_window(window))
-            checksum = crc32(np.ascontiguousarray(block).data, checksum)
+            for band in tif.indexes:
+                block = _band(values, band, window)
+                if done is not None:
+                    _blank_unfinished(block, window, store.spec, done, array.fill)
+                tif.write(block, band, window=_raster_window(window))
+                checksum = crc32(np.ascontiguousarray(block).data, checksum)
             written += window.area
             if progress is not None:
                 progress(written, total)
     return checksum
 
 
+def _band(values: zarr.Array[Any], band: int, window: Window) -> NDArray[Any]:
+    """A window of one band, as GeoTIFF keeps it: GDAL reads a 16-bit float in few versions."""
+    place = (slice(window.rows.start, window.rows.stop), slice(window.cols.start, window.cols.stop))
+    block = np.asarray(values[place if values.ndim == 2 else (band - 1, *place)])
+    if block.dtype.kind == "f":
+        block = block.astype(np.float32)
+        # GDAL leaves out tiles without data, and gives back its own NaN for them.
+        block[np.isnan(block)] = np.nan
+    return block
+
+
 def _checksum(path: Path, spec: StoreSpec) -> int:
     checksum = 0
     with rasterio.open(path, num_threads="ALL_CPUS") as tif:
         for window in _windows(spec):
-            checksum = crc32(tif.read(1, window=_raster_window(window)), checksum)
+            for band in tif.indexes:
+                checksum = crc32(tif.read(band, window=_raster_window(window)), checksum)
     return checksum
 
 
@@ -145,24 +165,29 @@ def _raster_window(window: Window) -> RasterWindow:
     return RasterWindow(window.cols.start, window.rows.start, len(window.cols), len(window.rows))
 
 
-def _profile(spec: StoreSpec, array: ArraySpec, compress: Compression) -> dict[str, Any]:
+def _profile(spec: StoreSpec, array: ArraySpec, options: ExportOptions) -> dict[str, Any]:
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "height": spec.shape[0],
         "width": spec.shape[1],
-        "count": 1,
-        "dtype": array.dtype.name,
+        "count": math.prod(array.shape[:-2]),
+        "dtype": _dtype(array),
         "nodata": array.fill,
         "tiled": True,
         "blockxsize": TILE,
         "blockysize": TILE,
-        "compress": compress,
+        "compress": options.compress,
         "bigtiff": "IF_SAFER",
         "num_threads": "ALL_CPUS",
         "sparse_ok": True,
     }
-    if compress == "zstd":
+    if len(array.shape) > 2:
+        # GDAL lays an uncompressed COG's bands out as its source's, and by bands it is none.
+        profile["interleave"] = "pixel" if options.cog and options.compress == "none" else "band"
+    if options.compress == "zstd":
         profile["zstd_level"] = 9
+    if array.dtype.kind == "f" and options.compress != "none":
+        profile["predictor"] = 3  # TIFF's for floating point
     if spec.crs_wkt is not None:
         profile["crs"] = CRS.from_wkt(spec.crs_wkt)
     if spec.transform is not None:
@@ -172,8 +197,13 @@ def _profile(spec: StoreSpec, array: ArraySpec, compress: Compression) -> dict[s
     return profile
 
 
+def _dtype(array: ArraySpec) -> str:
+    return "float32" if array.dtype.kind == "f" else array.dtype.name
+
+
 def _describe(tif: Any, spec: StoreSpec, array: ArraySpec) -> None:
-    tif.set_band_description(1, array.name)
+    for band, name in enumerate(spec.outputs or [array.name], 1):
+        tif.set_band_description(band, name)
     if array.name != "labels":
         return
     tif.update_tags(1, **{f"CLASS_{value}": label.name for value, label in enumerate(spec.classes)})
@@ -204,14 +234,15 @@ def _blank_unfinished(
                 block[part.intersect(window).within(window)] = fill
 
 
-def _to_cog(path: Path, options: ExportOptions) -> None:
+def _to_cog(path: Path, array: ArraySpec, compress: Compression) -> None:
     finished = path.with_name(f"{path.name}.cog.tif")
     creation: dict[str, Any] = {
-        "COMPRESS": options.compress.upper(),
+        "COMPRESS": compress.upper(),
+        "PREDICTOR": "YES" if array.dtype.kind == "f" else "NO",
         "BLOCKSIZE": TILE,
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "ALL_CPUS",
-        "OVERVIEW_RESAMPLING": "MODE" if options.array == "labels" else "AVERAGE",
+        "OVERVIEW_RESAMPLING": "MODE" if array.name == "labels" else "AVERAGE",
         "SPARSE_OK": "YES",
     }
     rasterio.shutil.copy(path, finished, driver="COG", **creation)

@@ -1,4 +1,4 @@
-"""Pictures of label maps: the classes' colours, beside the image, with a legend."""
+"""Pictures of label maps, in the classes' colours, beside the image, with a legend; and of a network's own output."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tilepipe.errors import InputError
+from tilepipe.store.output import OutputStore
 from tilepipe.store.spec import ClassLike
 
 NODATA_COLOR = (236, 236, 236)
@@ -37,6 +38,40 @@ def colorize(labels: NDArray[Any], classes: Sequence[ClassLike]) -> NDArray[np.u
     colors = np.full((np.iinfo(labels.dtype).max + 1, 3), NODATA_COLOR, np.uint8)
     colors[: len(classes)] = [item.color for item in classes]
     return colors[labels]
+
+
+def stretched(values: NDArray[Any], percents: tuple[float, float] = (2.0, 98.0)) -> NDArray[np.uint8]:
+    """(rows, columns, 4): red, green and blue from the first three channels, or grey from the first; and opacity.
+
+    `values` is (channels, rows, columns) of real numbers. Each channel is stretched from its lower to its upper
+    percentile; a pixel that is NaN in one of the channels shown is white and transparent.
+    """
+    if values.ndim != 3 or values.dtype.kind not in "fiu" or not values.size:
+        raise InputError(f"values are {values.dtype} {values.shape}; give (channels, rows, columns) of real numbers")
+    shown = values[: 3 if len(values) >= 3 else 1].astype(np.float64)
+    valid = np.isfinite(shown).all(axis=0)
+    picture = np.full((*valid.shape, 4), 255, np.uint8)
+    picture[..., 3] = np.where(valid, 255, 0)
+    if valid.any():
+        for number in range(3):
+            channel = shown[number % len(shown)][valid]
+            low, high = np.percentile(channel, percents)
+            # One value everywhere is a middle grey.
+            share = (channel - low) / (high - low) if high > low else np.full_like(channel, 0.5)
+            picture[valid, number] = np.rint(255 * share.clip(0, 1))
+    return picture
+
+
+def store_picture(store: OutputStore, side: int = PANEL) -> Image.Image:
+    """The store at a glance: its labels in their classes' colours, or its values stretched over grey or colours.
+
+    Every n-th pixel is shown, so that neither side exceeds `side` pixels; one such picture is what is held in memory.
+    """
+    step = max(1, -(-max(store.spec.shape) // side))
+    pixels = np.asarray(store.array()[..., ::step, ::step])
+    if store.spec.kind == "labels":
+        return Image.fromarray(colorize(pixels, store.spec.classes))
+    return Image.fromarray(stretched(pixels))
 
 
 def side_by_side(

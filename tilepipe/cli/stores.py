@@ -11,6 +11,7 @@ import typer
 
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
+from tilepipe.cli.channels import channel_table, describe_channels
 from tilepipe.cli.jobs import Paths, class_table, disagreement, split_paths
 from tilepipe.cli.options import LongTalk, Overwrite, Talk
 from tilepipe.cli.progress import Teller, Work, teller
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from tilepipe.store.output import OutputStore
 
 StorePath = Annotated[
-    str, typer.Argument(metavar="OUT.zarr", show_default=False, help="A store that `tilepipe segment` wrote.")
+    str, typer.Argument(metavar="OUT.zarr", show_default=False, help="A store that `segment` or `predict` wrote.")
 ]
 TifPath = Annotated[
     str,
     typer.Argument(metavar="FILE.tif", show_default=False, help="The GeoTIFF to write; it appears when whole."),
 ]
-ArrayName = Annotated[str, typer.Option("--array", metavar="labels|confidence", help="Which map.")]
+ArrayName = Annotated[
+    str | None,
+    typer.Option(
+        "--array", metavar="labels|confidence|values", help="Which map; labels, or values where it holds those."
+    ),
+]
 Compress = Annotated[str, typer.Option("--compress", metavar="deflate|zstd|lzw|none", help="How to compress it.")]
 Cog = Annotated[bool, typer.Option("--cog", help="A Cloud Optimized GeoTIFF, with overviews.")]
 Partial = Annotated[bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")]
@@ -38,9 +44,10 @@ NoData = Annotated[
 
 @spread
 def status(store: StorePath, talk: Talk) -> None:
-    """Show how far a label map is.
+    """Show how far an output is.
 
-    Blocks, classes with shares and areas, disagreement of tiles, who writes to it, the settings.
+    Blocks, classes with shares and areas or channels with their ranges, disagreement of tiles, who writes to it, the
+    settings.
     """
     from tilepipe.store.output import open_store
 
@@ -53,15 +60,15 @@ def export(
     store: StorePath,
     file: TifPath,
     talk: Talk,
-    array: ArrayName = "labels",
+    array: ArrayName = None,
     compress: Compress = "deflate",
     cog: Cog = False,
     partial: Partial = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a label map as GeoTIFF.
+    """Write an output as GeoTIFF.
 
-    With the classes' names and colours.
+    A label map with the classes' names and colours; a network's own output as float32, a band for each channel.
     """
     from tilepipe.export import ExportOptions, export_geotiff
 
@@ -122,6 +129,7 @@ def describe_store(store: OutputStore) -> dict[str, Any]:
         "blocks": state.blocks,
         "done": state.done,
         "classes": dict(zip((c.name for c in spec.classes), state.counts, strict=True)),
+        "channels": describe_channels(spec, state),
         "nodata": state.nodata,
         "pixel_area": pixel_area(store),
         "overlapped": state.compared,
@@ -172,7 +180,9 @@ def status_text(found: dict[str, Any], verbose: bool) -> str:
     if found["overlapped"]:
         rows.append(("blending", disagreement(found["disagreed"], found["overlapped"])))
     lines = [show.entries(rows)]
-    if found["done"]:
+    if found["channels"] and found["done"]:
+        lines.append(channel_table(found["channels"], found["nodata"]))
+    elif found["done"]:
         lines.append(class_table(found["classes"], found["nodata"], found["pixel_area"]))
     if verbose:
         lines.append(json.dumps(settings, indent=2))
@@ -182,7 +192,8 @@ def status_text(found: dict[str, Any], verbose: bool) -> str:
 def _remark(found: dict[str, Any]) -> str:
     if found["done"] == found["blocks"]:
         return ""
-    return "; the `tilepipe segment` command that made it finishes it"
+    command = "predict" if found["channels"] else "segment"
+    return f"; the `tilepipe {command}` command that made it finishes it"
 
 
 def _writer_text(found: dict[str, Any] | None) -> str:

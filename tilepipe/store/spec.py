@@ -101,7 +101,7 @@ class StoreSpec:
     values: Literal["float16", "float32"] | None = None
     """The type of the network's own output, in place of labels; None for labels."""
     outputs: Sequence[str] = ()
-    """The name of each channel of `values`."""
+    """The name of each channel of `values`, no two alike."""
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -138,8 +138,8 @@ class StoreSpec:
             raise StoreError(f"values as {self.values!r}; use float16 or float32")
         if self.classes or self.confidence or self.probabilities:
             raise StoreError("a store of values has no classes, confidence or probabilities; leave them out")
-        if not self.outputs or not all(self.outputs):
-            raise StoreError(f"outputs {list(self.outputs)} do not name the channels; give each of them a name")
+        if not self.outputs or not all(self.outputs) or len(set(self.outputs)) != len(self.outputs):
+            raise StoreError(f"outputs {list(self.outputs)} do not name the channels; give each a name of its own")
 
     @property
     def kind(self) -> Kind:

@@ -1,0 +1,45 @@
+"""What the channels of a store of values hold, for machines and for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tilepipe.cli import show
+
+if TYPE_CHECKING:
+    from tilepipe.store.spec import StoreSpec
+    from tilepipe.store.status import Status
+
+
+def describe_channels(spec: StoreSpec, status: Status) -> dict[str, dict[str, Any]]:
+    """Each channel's pixels with data and their least, mean and greatest value (None without any), as JSON values."""
+    return {
+        name: {
+            "pixels": channel.count,
+            "min": channel.minimum if channel.count else None,
+            "mean": channel.mean,
+            "max": channel.maximum if channel.count else None,
+        }
+        for name, channel in zip(spec.outputs, status.channels, strict=True)
+    }
+
+
+def channel_table(channels: dict[str, dict[str, Any]], nodata: int) -> str:
+    """What `describe_channels` says, and how many pixels hold no data.
+
+    >>> print(channel_table({"slope": {"pixels": 1200, "min": 0.0, "mean": 12.5, "max": 61.25}}, 30))
+    channel  pixels  min  mean    max
+    slope     1,200    0  12.5  61.25
+    nodata       30
+    """
+    rows = [
+        (name, f"{found['pixels']:,}", *(_number(found[what]) for what in ("min", "mean", "max")))
+        for name, found in channels.items()
+    ]
+    if nodata:
+        rows.append(("nodata", f"{nodata:,}", "", "", ""))
+    return show.table(("channel", "pixels", "min", "mean", "max"), rows, right=(1, 2, 3, 4))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
