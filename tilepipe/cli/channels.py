@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tilepipe.cli import show
 
 if TYPE_CHECKING:
-    from tilepipe.store.spec import StoreSpec
-    from tilepipe.store.status import Status
+    from tilepipe.store.records import ChannelSummary
 
 
-def describe_channels(spec: StoreSpec, status: Status) -> dict[str, dict[str, Any]]:
-    """Each channel's pixels with data and their least, mean and greatest value (None without any), as JSON values."""
-    return {
-        name: {
-            "pixels": channel.count,
-            "min": channel.minimum if channel.count else None,
-            "mean": channel.mean,
-            "max": channel.maximum if channel.count else None,
-        }
-        for name, channel in zip(spec.outputs, status.channels, strict=True)
-    }
+def describe_channels(channels: Mapping[str, ChannelSummary]) -> dict[str, dict[str, Any]]:
+    """What each channel holds, by its name, as JSON values."""
+    return {name: channel.describe() for name, channel in channels.items()}
 
 
 def channel_table(channels: dict[str, dict[str, Any]], nodata: int) -> str:

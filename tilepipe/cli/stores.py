@@ -12,9 +12,10 @@ import typer
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
 from tilepipe.cli.channels import channel_table, describe_channels
-from tilepipe.cli.jobs import Paths, class_table, disagreement, split_paths
+from tilepipe.cli.jobs import Paths, split_paths
 from tilepipe.cli.options import LongTalk, Overwrite, Talk
 from tilepipe.cli.progress import Teller, Work, teller
+from tilepipe.cli.words import class_table, disagreement
 from tilepipe.progress import Progress
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def describe_store(store: OutputStore) -> dict[str, Any]:
         "blocks": state.blocks,
         "done": state.done,
         "classes": dict(zip((c.name for c in spec.classes), state.counts, strict=True)),
-        "channels": describe_channels(spec, state),
+        "channels": describe_channels(dict(zip(spec.outputs, state.channels, strict=True))),
         "nodata": state.nodata,
         "pixel_area": pixel_area(store),
         "overlapped": state.compared,
@@ -203,9 +204,17 @@ def _writer_text(found: dict[str, Any] | None) -> str:
 
 
 def _settings_text(settings: dict[str, Any]) -> str:
-    plan, model = settings.get("plan", {}), settings.get("model", {})
-    words = [f"model {model.get('source', 'unknown')}"]
-    if plan:
-        words.append(f"{plan['stitch']} stitching, tiles of {plan['rows']['tile']} x {plan['cols']['tile']}")
-    words += [str(settings[name]) for name in ("precision", "device") if name in settings]
-    return ", ".join(words)
+    """Each model with its plan in a line, and what they share in the last."""
+    # A store of the time before ensembles names one model and one plan.
+    models = settings.get("models") or [settings.get("model", {})]
+    plans = settings.get("plans") or [settings.get("plan", {})] * len(models)
+    lines = []
+    for model, plan in zip(models, plans, strict=False):
+        words = [f"model {model.get('source', 'unknown')}"]
+        if plan:
+            words.append(f"{plan['stitch']} stitching, tiles of {plan['rows']['tile']} x {plan['cols']['tile']}")
+        lines.append(", ".join(words))
+    shared = [str(settings[name]) for name in ("precision", "device") if name in settings]
+    if settings.get("refinement"):
+        shared.append("refined by a CRF")
+    return "\n".join(lines + ([", ".join(shared)] if shared else []))
