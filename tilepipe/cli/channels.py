@@ -1,23 +1,14 @@
-"""What the channels of a store of values hold, for machines and for people."""
+"""What the channels of a store of values hold, for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tilepipe.cli import show
 
-if TYPE_CHECKING:
-    from tilepipe.store.records import ChannelSummary
-
-
-def describe_channels(channels: Mapping[str, ChannelSummary]) -> dict[str, dict[str, Any]]:
-    """What each channel holds, by its name, as JSON values."""
-    return {name: channel.describe() for name, channel in channels.items()}
-
 
 def channel_table(channels: dict[str, dict[str, Any]], nodata: int) -> str:
-    """What `describe_channels` says, and how many pixels hold no data.
+    """Each channel's figures, as `ChannelSummary.describe` gives them, and how many pixels hold no data.
 
     >>> print(channel_table({"slope": {"pixels": 1200, "min": 0.0, "mean": 12.5, "max": 61.25}}, 30))
     channel  pixels  min  mean    max

@@ -11,7 +11,7 @@ import typer
 
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
-from tilepipe.cli.channels import channel_table, describe_channels
+from tilepipe.cli.channels import channel_table
 from tilepipe.cli.jobs import Paths, split_paths
 from tilepipe.cli.options import LongTalk, Overwrite, Talk
 from tilepipe.cli.progress import Teller, Work, teller
@@ -130,7 +130,7 @@ def describe_store(store: OutputStore) -> dict[str, Any]:
         "blocks": state.blocks,
         "done": state.done,
         "classes": dict(zip((c.name for c in spec.classes), state.counts, strict=True)),
-        "channels": describe_channels(dict(zip(spec.outputs, state.channels, strict=True))),
+        "channels": {name: channel.describe() for name, channel in zip(spec.outputs, state.channels, strict=True)},
         "nodata": state.nodata,
         "pixel_area": pixel_area(store),
         "overlapped": state.compared,

@@ -34,6 +34,11 @@ class ChannelSummary:
         """The mean value; None without pixels."""
         return self.total / self.count if self.count else None
 
+    def describe(self) -> dict[str, Any]:
+        """Its pixels with data and their least, mean and greatest value (None without any), as JSON values."""
+        low, high = (self.minimum, self.maximum) if self.count else (None, None)
+        return {"pixels": self.count, "min": low, "mean": self.mean, "max": high}
+
     def merged(self, other: ChannelSummary) -> ChannelSummary:
         """Of the pixels of both.
 
