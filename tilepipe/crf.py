@@ -56,11 +56,11 @@ class CrfParameters:
     """Mean field steps, 1 to 100."""
     radius: int = 5
     """How far a pixel's neighbours lie in rows and columns, 1 to 32 pixels."""
-    appearance_weight: float = 3.0
+    appearance_weight: float = 5.0
     """How much the neighbours of similar colour count; at least 0."""
-    appearance_deviation: float = 3.0
+    appearance_deviation: float = 4.0
     """The deviation of position in the appearance kernel, in pixels; at least 0.1."""
-    color_deviation: float = 0.3
+    color_deviation: float = 0.25
     """The deviation of colour, in the model's standard deviations of a band; at least 0.001."""
     smoothness_weight: float = 1.0
     """How much near neighbours count whatever their colour; at least 0."""
@@ -212,6 +212,7 @@ class Scratch(NamedTuple):
     """What is worked out for SEGMENT pixels of a row, one element per pixel."""
 
     sums: Array
+    """(2, SEGMENT)"""
     column: Array
     """`radius` pixels longer at both ends."""
     powers: Array
@@ -222,7 +223,7 @@ class Scratch(NamedTuple):
     def empty(cls, classes: int, radius: int, dtype: Any) -> Scratch:
         """Scratch for pixels of so many classes."""
         return cls(
-            np.empty(SEGMENT, dtype),
+            np.empty((2, SEGMENT), dtype),
             np.empty(SEGMENT + 2 * radius, dtype),
             np.empty((classes, SEGMENT), dtype),
             np.empty(SEGMENT, dtype),
@@ -337,54 +338,72 @@ def _kernel_row(colors: Array, valid: Array, y: int, kernels: Kernels, field: Fi
         seen, seen_there = valid[y, first:], valid[y + dy, first + dx :]
         for x in range(line.size):
             line[x] = line[x] if seen[x] and seen_there[x] else 0
+    sums = scratch.sums[0]
     for start in range(0, width, SEGMENT):
         n = min(SEGMENT, width - start)
         strength = field.strength[y % slots, :, start : start + n]
         _appearance(field.similar, field.present, 0, y, start, n, kernels.offsets, scratch.sums)
         for x in range(n):
-            strength[0, x] = kernels.weights[0] / scratch.sums[x] if scratch.sums[x] > 0 else 0
+            strength[0, x] = kernels.weights[0] / sums[x] if sums[x] > 0 else 0
         _smoothness(field.present, 0, y, start, n, kernels.profile, scratch)
         for x in range(n):
-            strength[1, x] = kernels.weights[1] / scratch.sums[x] if scratch.sums[x] > 0 else 0
+            strength[1, x] = kernels.weights[1] / sums[x] if sums[x] > 0 else 0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slot(row: int, slots: int) -> int:
+    # `row` modulo `slots` for rows from -slots to 2 slots - 1, without a division.
+    if row < 0:
+        return row + slots
+    return row - slots if row >= slots else row
 
 
 @njit(nogil=True, cache=True)
 def _appearance(similar: Array, rows: Array, c: int, y: int, start: int, n: int, offsets: Array, sums: Array) -> None:
-    # sum_j a(i, j) rows_j(c) for the n pixels of row y from `start` on, neighbours in a fixed order.
+    # sums[:2] = sum_j a(i, j) rows_j of classes c and c + 1 (or c, where it is the last), for the n pixels of row y
+    # from `start` on. Two classes and two pairs at a time: each kernel value that is loaded serves twice, and sums
+    # are loaded and stored half as often.
     slots, pairs, _ = similar.shape
-    size = rows.shape[0]
-    first = start + size // 2
+    size, classes, _ = rows.shape
+    also = min(c + 1, classes - 1)
+    first, at, y_at = start + size // 2, y % slots, y % size
+    here, one, two = similar[at], sums[0], sums[1]
     for x in range(n):
-        sums[x] = 0
-    here = similar[y % slots]
-    for pair in range(0, pairs, 2):  # two at a time: the running sum is loaded and stored half as often
+        one[x] = 0
+        two[x] = 0
+    for pair in range(0, pairs, 2):
         ay, ax = offsets[pair]
         by, bx = offsets[pair + 1]
         k0, k1 = here[pair, first:], here[pair + 1, first:]
-        k2, k3 = similar[(y - ay) % slots, pair, first - ax :], similar[(y - by) % slots, pair + 1, first - bx :]
-        q0, q1 = rows[(y + ay) % size, c, first + ax :], rows[(y + by) % size, c, first + bx :]
-        q2, q3 = rows[(y - ay) % size, c, first - ax :], rows[(y - by) % size, c, first - bx :]
+        k2 = similar[_slot(at - ay, slots), pair, first - ax :]
+        k3 = similar[_slot(at - by, slots), pair + 1, first - bx :]
+        r0, r1 = rows[_slot(y_at + ay, size)], rows[_slot(y_at + by, size)]
+        r2, r3 = rows[_slot(y_at - ay, size)], rows[_slot(y_at - by, size)]
+        p0, p1, p2, p3 = r0[c, first + ax :], r1[c, first + bx :], r2[c, first - ax :], r3[c, first - bx :]
+        q0, q1, q2, q3 = r0[also, first + ax :], r1[also, first + bx :], r2[also, first - ax :], r3[also, first - bx :]
         for x in range(n):
-            sums[x] += (k0[x] * q0[x] + k1[x] * q1[x]) + (k2[x] * q2[x] + k3[x] * q3[x])
+            a, b, d, e = k0[x], k1[x], k2[x], k3[x]
+            one[x] += (a * p0[x] + b * p1[x]) + (d * p2[x] + e * p3[x])
+            two[x] += (a * q0[x] + b * q1[x]) + (d * q2[x] + e * q3[x])
 
 
 @njit(nogil=True, cache=True)
 def _smoothness(rows: Array, c: int, y: int, start: int, n: int, profile: Array, scratch: Scratch) -> None:
-    # scratch.sums = sum_j s(i, j) rows_j(c): along columns, then rows, leaving the centre out of both.
+    # scratch.sums[0] = sum_j s(i, j) rows_j(c): along columns, then rows, leaving the centre out of both.
     size = rows.shape[0]
-    radius = size // 2
-    sums, column = scratch.sums, scratch.column
+    radius, at = size // 2, y % size
+    sums, column = scratch.sums[0], scratch.column
     wide = n + 2 * radius
     for x in range(wide):
         column[x] = 0
     for d in range(1, radius + 1):
-        above, below = rows[(y - d) % size, c, start:], rows[(y + d) % size, c, start:]
+        above, below = rows[_slot(at - d, size), c, start:], rows[_slot(at + d, size), c, start:]
         g = profile[d]
         for x in range(wide):
             column[x] += g * (above[x] + below[x])
     for x in range(n):
         sums[x] = column[radius + x]
-    centre = rows[y % size, c, start:]
+    centre = rows[at, c, start:]
     for x in range(wide):
         column[x] += centre[x]
     for d in range(1, radius + 1):
@@ -392,6 +411,25 @@ def _smoothness(rows: Array, c: int, y: int, start: int, n: int, profile: Array,
         g = profile[d]
         for x in range(n):
             sums[x] += g * (left[x] + right[x])
+
+
+@njit(nogil=True, cache=True)
+def _messages(
+    rows: Array, y: int, start: int, n: int, strength: Array, kernels: Kernels, field: Field, scratch: Scratch
+) -> None:
+    # scratch.powers = m_i(l) for the n pixels of row y from `start` on.
+    sums, powers = scratch.sums, scratch.powers
+    for c in range(0, len(powers), 2):
+        _appearance(field.similar, rows, c, y, start, n, kernels.offsets, sums)
+        for k in range(c, min(c + 2, len(powers))):
+            power, total = powers[k], sums[k - c]
+            for x in range(n):
+                power[x] = strength[0, x] * total[x]
+    for c in range(len(powers)):
+        _smoothness(rows, c, y, start, n, kernels.profile, scratch)
+        power, total = powers[c], sums[0]
+        for x in range(n):
+            power[x] += strength[1, x] * total[x]
 
 
 @njit(nogil=True, cache=True)
@@ -408,23 +446,15 @@ def _step_row(
     step, y = place
     steps, slots, classes, _ = field.beliefs.shape
     width, radius = probabilities.shape[2], slots // 2
-    sums, _, powers, best = scratch
+    powers, best, total = scratch.powers, scratch.best, scratch.sums[0]
     before, floor = field.beliefs[step - 1], probabilities.dtype.type(FLOOR)
     for start in range(0, width, SEGMENT):
         n = min(SEGMENT, width - start)
-        strength = field.strength[y % field.strength.shape[0], :, start : start + n]
-        for c in range(classes):
-            power = powers[c]
-            _appearance(field.similar, before, c, y, start, n, kernels.offsets, sums)
-            for x in range(n):
-                power[x] = strength[0, x] * sums[x]
-            _smoothness(before, c, y, start, n, kernels.profile, scratch)
-            for x in range(n):
-                power[x] += strength[1, x] * sums[x]
-        seen = valid[y, start : start + n]
+        seen, strength = valid[y, start : start + n], field.strength[y % field.strength.shape[0], :, start : start + n]
+        _messages(before, y, start, n, strength, kernels, field, scratch)
         for x in range(n):
             best[x] = powers[0, x]
-            sums[x] = 0
+            total[x] = 0
         for c in range(1, classes):
             power = powers[c]
             for x in range(n):
@@ -436,10 +466,10 @@ def _step_row(
             _exponentials(power[:n])
             for x in range(n):
                 power[x] *= max(line[x], floor)
-                sums[x] += power[x]
+                total[x] += power[x]
         for c in range(classes):
             power, line = powers[c], probabilities[c, y, start : start + n]
             target = out[c, y, start:] if step == steps else field.beliefs[step, y % slots, c, radius + start :]
             for x in range(n):
                 unseen = line[x] if step == steps else 0
-                target[x] = power[x] / sums[x] if seen[x] else unseen
+                target[x] = power[x] / total[x] if seen[x] else unseen
