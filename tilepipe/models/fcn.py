@@ -140,8 +140,8 @@ class FCN(nn.Module):
 
 def crop(x: Tensor, before: int, size: tuple[int, ...]) -> Tensor:
     """The part of (N, C, H, W) that starts `before` pixels from the top and the left and has `size`."""
-    rows, cols = size
-    return x[:, :, before : before + rows, before : before + cols]
+    below, right = (before + size[axis] - x.shape[axis - 2] for axis in (0, 1))
+    return F.pad(x, (-before, right, -before, below))
 
 
 def bilinear_upsampling(classes: int, stride: int, learnt: bool) -> nn.ConvTranspose2d:
