@@ -23,6 +23,7 @@ PURE = {
     "axis",
     "projection",
     "plan",
+    "planner",
 }
 """The core: plain values and functions."""
 HEAVY = {"torch", "dask", "distributed", "rasterio", "zarr", "numba"}
@@ -76,7 +77,7 @@ def test_imports_form_no_cycle() -> None:
             MODULES.keys() - {name, "tilepipe"}
         )
     order = list(TopologicalSorter(graph).static_order())
-    assert order.index("errors") < order.index("geometry.network") < order.index("plan") < order.index("pipeline")
+    assert order.index("errors") < order.index("geometry.network") < order.index("planner") < order.index("pipeline")
     assert order.index("pipeline") < order.index("cli.jobs")
 
 

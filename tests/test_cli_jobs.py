@@ -35,10 +35,10 @@ def test_values_come_from_the_line_then_the_environment_then_the_file(files: Pat
     config.write_text('tile = 256\nprecision = "float64"\nblock = [128, 64]\n')
     words = (*job(files), "--stitch", "blend", "--config", config)
     tile = {"TILEPIPE_TILE": "128"}
-    assert planned(*words)["tile"] == [160, 176]  # larger tiles than the raster are the raster
+    assert planned(*words)["models"][0]["tile"] == [160, 176]  # larger tiles than the raster are the raster
     assert planned(*words)["block"] == [128, 64]
-    assert planned(*words, env=tile)["tile"] == [128, 128]
-    assert planned(*words, "--tile", "96", env=tile)["tile"] == [96, 96]
+    assert planned(*words, env=tile)["models"][0]["tile"] == [128, 128]
+    assert planned(*words, "--tile", "96", env=tile)["models"][0]["tile"] == [96, 96]
     assert planned(*words)["precision"] == "float64"
     assert planned(*words, env={"TILEPIPE_PRECISION": "float32"})["precision"] == "float32"
     assert planned(*words[:-2], env={"TILEPIPE_CONFIG": str(config)})["precision"] == "float64"

@@ -10,7 +10,8 @@ import pytest
 from reference import model_of, scene, write_raster
 
 from tilepipe.errors import PlanError, UsageError
-from tilepipe.job import Job, choose_model, prepare
+from tilepipe.job import Job, Machine, prepare
+from tilepipe.member import choose_models
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
@@ -20,7 +21,8 @@ from tilepipe.raster.source import open_raster
 
 def job_with(options: SegmentOptions, device: Any) -> Job:
     nothing: Any = None
-    return Job(nothing, None, nothing, nothing, nothing, options, device, "float32", Resources(), (), None)
+    machine = Machine(Resources(device=device), "float32")
+    return Job(nothing, None, (), (), options, None, machine, ())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_a_resumed_job_keeps_its_plan_and_needs_its_memory(tmp_path: Path) -> No
 def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
     four = open_raster(write_raster(tmp_path / "four.tif", scene((50, 50), 4), photometric="minisblack"))
     with pytest.raises(UsageError, match="choose bands by --bands, or a model by --model"):
-        choose_model(None, four, None)
-    model, notes = choose_model(None, four, (1, 2, 3))
+        choose_models(None, four, SegmentOptions())
+    ((model, _),), notes = choose_models(None, four, SegmentOptions(bands=(1, 2, 3)))
     assert model.card.bands == ("red", "green", "blue")
     assert "bundled synthetic-landcover" in notes[0]

@@ -15,22 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import MEAN, STD, ArraySource, model_of, scene, settled, whole_labels, whole_scores, write_raster
+from tiling import planned, some_tile, tiled_labels
 from torch import nn
 
-from tilepipe.axis import extended_size
-from tilepipe.block import BlockRecipe, BlockRunner
 from tilepipe.checkpoint import Model, save_model
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import Geometry
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
-from tilepipe.plan import PlanRequest, TilePlan, plan
+from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.predict import cpu as predict_cpu
 from tilepipe.predict.blend import window_weights
-from tilepipe.predict.predictor import Wanted
 from tilepipe.predict.prepare import prepare
-from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.schedule import Pool, connect
 from tilepipe.store.output import open_store
 from tilepipe.trace import geometry_of
@@ -83,56 +80,6 @@ def made() -> Made:
         )
         found[name] = model, geometry_of(model.network, case.bands)
     return found
-
-
-def planned(geometry: Geometry, shape: tuple[int, int], request: PlanRequest) -> TilePlan:
-    return plan(
-        geometry,
-        shape,
-        PixelLayout(bands=3, itemsize=1, classes=CLASSES),
-        request,
-        Resources(host_bytes=1 << 40),
-        lambda tile: Footprint(tile[0] * tile[1], 0, 1),
-    )
-
-
-def tiled_labels(
-    model: Model, made: TilePlan, values: NDArray[Any], valid: NDArray[np.bool_] | None, precision: str
-) -> NDArray[Any]:
-    """The label map that the blocks of a plan give, without files or workers."""
-    runner = BlockRunner(
-        BlockRecipe(
-            source=ArraySource(values, valid),  # type: ignore[arg-type]
-            area=None,
-            model=model,
-            digest=model.digest,
-            plan=made,
-            device="cpu",
-            precision=precision,
-            threads=2,
-            wanted=Wanted(),
-            offset=(0.0, 0.0),
-            store=None,  # type: ignore[arg-type]
-        )
-    )
-    labels = np.full(values.shape[1:], 255, np.uint8)
-    for index in made.blocks():
-        outputs = made.block_window(index)
-        maps = runner.maps(outputs)
-        if maps is not None:
-            labels[outputs.within(made.region)] = maps.labels
-    runner.close()
-    return labels
-
-
-def some_tile(geometry: Geometry, shape: tuple[int, int], more: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """A legal tile: for a core of at least 48 outputs, and `more` times at least 24 pixels larger."""
-    sizes = []
-    for axis, length, count in zip((geometry.rows, geometry.cols), shape, more, strict=True):
-        unit, step = axis.alignment // axis.scale, axis.sizes.step
-        smallest = axis.tile(unit * -(-48 // unit), extended_size(axis, length))
-        sizes.append(smallest + count * step * -(-24 // step))
-    return sizes[0], sizes[1]
 
 
 def check_random_cut(made: Made, data: st.DataObject) -> None:

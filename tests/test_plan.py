@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import AxisGeometry, Geometry, Sizes
-from tilepipe.plan import PlanRequest, TilePlan, cost, plan
+from tilepipe.plan import PlanRequest, TilePlan
+from tilepipe.planner import PlannedNetwork, cost, plan
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.window import Interval, Window
 
@@ -104,12 +105,14 @@ def test_touching_tiles_are_those_that_a_search_finds(
 
 
 def request_plan(axis: AxisGeometry, shape: tuple[int, int], request: PlanRequest, **resources: object) -> TilePlan:
-    return plan(
+    (made,) = plan([network(axis)], shape, request, Resources(**{"host_bytes": 1 << 40, **resources}))  # type: ignore[arg-type]
+    return made
+
+
+def network(axis: AxisGeometry) -> PlannedNetwork:
+    return PlannedNetwork(
         geometry(axis),
-        shape,
         PixelLayout(bands=3, itemsize=1, classes=6),
-        request,
-        Resources(**{"host_bytes": 1 << 40, **resources}),  # type: ignore[arg-type]
         lambda tile: Footprint(tile[0] * tile[1] * 600, 0, tile[0] * tile[1] * 64),
     )
 
@@ -217,14 +220,11 @@ def test_blended_blocks_are_large_enough_that_few_tiles_straddle() -> None:
 
 def test_network_with_an_obstacle_is_blended_and_exact_is_refused_by_name() -> None:
     unbounded = geometry(axis_geometry(32, 32, None), obstacle="layer 'se' pools over all pixels")
-    pixel, use = PixelLayout(3, 1), Resources(host_bytes=1 << 40)
-
-    def foot(_tile: tuple[int, int]) -> Footprint:
-        return Footprint(1, 1, 1)
-
-    assert plan(unbounded, (999, 999), pixel, PlanRequest(), use, foot).stitch == "blend"
+    asked = PlannedNetwork(unbounded, PixelLayout(3, 1), lambda _tile: Footprint(1, 1, 1))
+    use = Resources(host_bytes=1 << 40)
+    assert plan([asked], (999, 999), PlanRequest(), use)[0].stitch == "blend"
     with pytest.raises(PlanError, match="layer 'se' pools over all pixels"):
-        plan(unbounded, (999, 999), pixel, PlanRequest("exact"), use, foot)
+        plan([asked], (999, 999), PlanRequest("exact"), use)
 
 
 @pytest.mark.parametrize(

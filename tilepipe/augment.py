@@ -44,12 +44,13 @@ class Augmented(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """The averaged scores, of the network's own shape; float32 at least."""
         turned = (pixels,) if self.group == "flips" else (pixels, pixels.transpose(2, 3))
-        found = []
+        total: Any = None
         for transposed, image in enumerate(turned):
             for axes in ([], [2], [3], [2, 3]):
                 scores = torch.flip(_prepared(self.network(torch.flip(image, axes)), self.task), axes)
-                found.append(scores.transpose(2, 3) if transposed else scores)
-        return _mean(found, self.task)
+                scores = scores.transpose(2, 3) if transposed else scores
+                total = scores if total is None else total + scores
+        return _mean(total, 4 * len(turned), self.task)
 
 
 # Leaves of a traced graph: they look at types, which a symbolic trace does not know.
@@ -62,11 +63,9 @@ def _prepared(output: Any, task: Task) -> Tensor:
     return torch.softmax(scores, 1) if task == "segmentation" else scores
 
 
-def _mean(parts: list[Tensor], task: Task) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    mean = total / len(parts)
+def _mean(total: Tensor, count: int, task: Task) -> Tensor:
+    """The averaged scores, from the sum of `count` parts."""
+    mean = total / count
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log() if task == "segmentation" else mean
 
 

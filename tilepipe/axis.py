@@ -13,7 +13,7 @@ grid; output j reads around input pixel j * scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, lcm
 
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import AxisGeometry
@@ -101,10 +101,17 @@ class AxisPlan:
         """Every tile's part of `outputs`, a non-empty interval of kept outputs."""
         return [self.part(k, outputs, exact) for k in self.touching(outputs, exact)]
 
-    def passes(self, region: Interval, block: int, exact: bool) -> int:
-        """Tiles along this axis over all blocks of a region, one counted anew for each block that needs it."""
-        starts = range(region.start, region.stop, block)
-        return sum(len(self.touching(Interval(i, min(i + block, region.stop)), exact)) for i in starts)
+    def needed(self, outputs: Interval, margin: int) -> Interval:
+        """`outputs` and `margin` more at either end, as far as the output grid goes."""
+        return outputs.grow(margin, margin).clip(self.outputs)
+
+    def passes(self, region: Interval, block: int, exact: bool, margin: int = 0) -> int:
+        """Tiles along this axis over all blocks of a region, one counted anew for each block that needs it.
+
+        Each block also needs `margin` outputs around it.
+        """
+        blocks = (Interval(i, min(i + block, region.stop)) for i in range(region.start, region.stop, block))
+        return sum(len(self.touching(self.needed(each, margin), exact)) for each in blocks)
 
 
 def extended_size(axis: AxisGeometry, length: int) -> int:
@@ -128,10 +135,10 @@ def kept_outputs(axis: AxisGeometry, length: int, extended: int) -> int:
     return max(1, min(inside, axis.output_size(extended)))
 
 
-def exact_axis(axis: AxisGeometry, length: int, core: int) -> AxisPlan:
-    """Tiles with full halos around cores of about `core` outputs."""
+def exact_axis(axis: AxisGeometry, length: int, core: int, unit: int = 1) -> AxisPlan:
+    """Tiles with full halos around cores of about `core` outputs: a multiple of the alignment, and of `unit`."""
     extended = extended_size(axis, length)
-    unit = axis.alignment // axis.scale
+    unit = lcm(unit, axis.alignment // axis.scale)
     core = max(1, round(core / unit)) * unit
     tile = axis.tile(core, extended)
     return _exact(axis, length, extended, min(tile, extended), core)

@@ -1,25 +1,29 @@
-"""One block, on a worker: its window read, its tiles through the network, its maps written and recorded."""
+"""One block, on a worker: its window read, its tiles through the networks, its maps written and recorded."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tilepipe.checkpoint import IN_MEMORY, Model, load_model
+from tilepipe.checkpoint import Model, load_model
+from tilepipe.combine import Combination
+from tilepipe.crf import CrfParameters
+from tilepipe.ensemble import Block, Ensemble, Meeting, Voice
 from tilepipe.errors import ReadError, RunError
-from tilepipe.job import Job, cell_offset
+from tilepipe.grid import OutputGrid
+from tilepipe.job import Job
+from tilepipe.member import Reference, Variation
 from tilepipe.plan import BlockIndex, TilePlan
 from tilepipe.predict.blend import window_weights
-from tilepipe.predict.predictor import BlockMaps, Predictor, Wanted
+from tilepipe.predict.maps import BlockMaps, Wanted
+from tilepipe.predict.predictor import Predictor
 from tilepipe.predict.prepare import use_large_pages
 from tilepipe.raster.area import AreaMask
 from tilepipe.raster.source import RasterSource
 from tilepipe.store.output import OutputStore
-from tilepipe.window import Placement, Window
+from tilepipe.window import Window
 
 
 class Outcome(NamedTuple):
@@ -31,36 +35,69 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class MemberRecipe:
+    """What a worker needs of one model; a model from a file travels by its path."""
+
+    reference: Reference
+    digest: str
+    variation: Variation
+    plan: TilePlan
+    bands: tuple[int, ...]
+    order: tuple[int, ...]
+    channels: int
+    """Of the network's output."""
+
+    def load(self) -> Model:
+        """The model, if it is still the one that the job was planned with."""
+        model = self.reference if isinstance(self.reference, Model) else load_model(self.reference)
+        if model.digest != self.digest:
+            raise RunError(f"{model.source} changed while the job was starting; run the command again")
+        return model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockRecipe:
-    """What a worker needs to run blocks: references and small values; a model from a file travels by its path."""
+    """What a worker needs to run blocks: references and small values."""
 
     source: RasterSource
     area: AreaMask | None
-    model: Model | str
-    digest: str
-    plan: TilePlan
+    members: tuple[MemberRecipe, ...]
+    combine: Combination
+    crf: CrfParameters | None
     device: str
     precision: str
     threads: int
     wanted: Wanted
-    offset: tuple[float, float]
-    """Raster pixels before output 0's cell, (rows, columns)."""
+    grid: OutputGrid
     store: OutputStore
 
     @classmethod
     def of(cls, job: Job, source: RasterSource, store: OutputStore) -> BlockRecipe:
         """The recipe of a job's workers."""
+        options = job.options
+        members = tuple(
+            MemberRecipe(
+                reference=member.reference,
+                digest=member.model.digest,
+                variation=member.variation,
+                plan=made,
+                bands=member.bands,
+                order=member.order,
+                channels=member.geometry.channels_out,
+            )
+            for member, made in zip(job.members, job.plans, strict=True)
+        )
         return cls(
             source=source,
             area=job.area,
-            model=job.model if job.model.source == IN_MEMORY else job.model.source,
-            digest=job.model.digest,
-            plan=job.plan,
+            members=members,
+            combine=options.combine,
+            crf=job.crf,
             device=job.target,
             precision=job.precision,
             threads=job.resources.threads,
-            wanted=Wanted(job.options.confidence, job.options.probabilities),
-            offset=(float(cell_offset(job.geometry.rows)), float(cell_offset(job.geometry.cols))),
+            wanted=Wanted(options.confidence, options.probabilities, options.values),
+            grid=job.grid,
             store=store,
         )
 
@@ -71,87 +108,72 @@ class BlockRecipe:
 
 
 class BlockRunner:
-    """One worker's open raster, loaded network and store."""
+    """One worker's open raster, loaded networks and store."""
 
     def __init__(self, recipe: BlockRecipe) -> None:
-        self.recipe, self.plan = recipe, recipe.plan
-        model = recipe.model if isinstance(recipe.model, Model) else load_model(recipe.model)
-        if model.digest != recipe.digest:
-            raise RunError(f"{model.source} changed while the job was starting; run the command again")
+        self.recipe, self.plan = recipe, recipe.members[0].plan
+        models = [member.load() for member in recipe.members]
         self.reader = recipe.source.open()
         self.area = None if recipe.area is None else recipe.area.open()
         self.store = recipe.store
-        self.predictor = Predictor(
-            model.network,
+        self.voices = [self._voice(member, model) for member, model in zip(recipe.members, models, strict=True)]
+        self.ensemble: Ensemble | None = None
+        if len(self.voices) > 1 or recipe.crf is not None:
+            card = models[0].card
+            meeting = Meeting(recipe.combine, recipe.crf, card.mean, card.std, recipe.precision, recipe.device)
+            self.ensemble = Ensemble(self.voices, meeting, recipe.wanted, recipe.threads)
+
+    def _voice(self, member: MemberRecipe, model: Model) -> Voice:
+        predictor = Predictor(
+            member.variation.network(model),
             mean=model.card.mean,
             std=model.card.std,
-            classes=len(model.card.classes),
-            device=recipe.device,
-            precision=recipe.precision,
-            tile=self.plan.tile,
-            threads=recipe.threads,
+            classes=member.channels,
+            device=self.recipe.device,
+            precision=self.recipe.precision,
+            tile=member.plan.tile,
+            threads=self.recipe.threads,
         )
-        if self.plan.projection.device:
+        if member.plan.projection.device:
             # Before anything is stored: what the device cannot do ends the job here.
-            self.predictor.settle(self.plan.projection.device)
-        self.weights = None if self.plan.window is None else window_weights(self.plan.window, self.plan.tile_output)
+            predictor.settle(member.plan.projection.device)
+        window = member.plan.window
+        weights = None if window is None else window_weights(window, member.plan.tile_output)
+        return Voice(predictor, member.plan, member.bands, member.order, weights)
 
     def close(self) -> None:
         """Ends the threads and files that the runner holds."""
-        self.predictor.close()
+        if self.ensemble is not None:
+            self.ensemble.close()
+        for voice in self.voices:
+            voice.predictor.close()
         self.reader.close()
 
     def maps(self, outputs: Window) -> BlockMaps | None:
-        """The label map (and what else is wanted) of a window of outputs; None where no pixel gets a label."""
-        inside = None if self.area is None else self.area.read(self._cells(outputs))
+        """The map (and what else is wanted) of a window of outputs; None where no pixel gets one."""
+        grid = self.recipe.grid
+        inside = None if self.area is None else self.area.read(grid.cells(outputs))
         if inside is not None and not inside.any():
             return None
-        hull, placements = self.plan.placements(outputs)
+        hull = reduce(Window.hull, (voice.hull(outputs) for voice in self.voices))
         pixels = self.reader.read(hull)
-        keep = self._keep(pixels.valid, hull, outputs, inside)
+        keep = None if pixels.valid is None else grid.middles(pixels.valid, hull, outputs)
+        if inside is not None:
+            within = grid.middles(inside, grid.cells(outputs), outputs)
+            keep = within if keep is None else keep & within
         if keep is not None and not keep.any():
             return None
-        return self._predict(pixels.values, pixels.valid, keep, placements, outputs.shape)
+        block = Block(pixels.values, pixels.valid, hull, outputs, keep, grid)
+        return self._alone(block) if self.ensemble is None else self.ensemble.maps(block)
 
-    def _predict(
-        self,
-        values: NDArray[np.generic],
-        valid: NDArray[np.bool_] | None,
-        keep: NDArray[np.bool_] | None,
-        placements: list[Placement],
-        shape: tuple[int, int],
-    ) -> BlockMaps:
-        if self.weights is None:
-            return self.predictor.exact(values, valid, placements, shape, self.recipe.wanted, keep)
-        return self.predictor.blend(values, valid, placements, shape, self.weights, self.recipe.wanted, keep)
-
-    def _cells(self, outputs: Window) -> Window:
-        """The raster pixels that `outputs` stand for."""
-        (rows, cols), (down, right) = self.plan.scale, self.recipe.offset
-        window = Window.of(
-            outputs.rows.start * rows,
-            outputs.rows.stop * rows,
-            outputs.cols.start * cols,
-            outputs.cols.stop * cols,
-        )
-        return window.shift(int(down), int(right))
-
-    def _keep(
-        self,
-        valid: NDArray[np.bool_] | None,
-        hull: Window,
-        outputs: Window,
-        inside: NDArray[np.bool_] | None,
-    ) -> NDArray[np.bool_] | None:
-        """Which outputs get a label: those whose cell's middle pixel is valid and in the area; None for all."""
-        cells = self._cells(outputs)
-        middle = tuple(slice(scale // 2, None, scale) for scale in self.plan.scale)
-        keep = None
-        if valid is not None:
-            keep = valid[cells.within(hull)][middle]
-        if inside is not None:
-            keep = inside[middle] if keep is None else keep & inside[middle]
-        return keep
+    def _alone(self, block: Block) -> BlockMaps:
+        """The maps of a single network."""
+        (voice,) = self.voices
+        _, places = self.plan.placements(block.outputs)
+        given, shape, wanted = (block.values, block.valid, places), block.outputs.shape, self.recipe.wanted
+        if voice.weights is None:
+            return voice.predictor.exact(*given, shape, wanted, block.keep)
+        return voice.predictor.blend(*given, shape, voice.weights, wanted, block.keep)
 
 
 def run_block(runner: BlockRunner, index: BlockIndex) -> Outcome:

@@ -1,4 +1,4 @@
-"""What one job is, before anything runs: raster, network, geometry, plan, workers; and why it may be resumed.
+"""What one job is, before anything runs: raster, models, plans, workers; and why it may be resumed.
 
 `prepare` opens and inspects, and touches no device's memory and no output.
 """
@@ -6,58 +6,105 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 
-from tilepipe.axis import AxisPlan
-from tilepipe.checkpoint import Model, bundled_models, load_model
-from tilepipe.errors import ModelError, PlanError, UsageError
-from tilepipe.geometry.network import AxisGeometry, Geometry
+from tilepipe.checkpoint import ClassInfo
+from tilepipe.crf import CrfParameters, parse_crf, working_bytes
+from tilepipe.errors import PlanError, UsageError
+from tilepipe.geometry.network import Geometry
+from tilepipe.grid import OutputGrid
+from tilepipe.machine import device_of, resources_of, versions
+from tilepipe.member import Member, Models, choose_models, members_of, resolution_notes
 from tilepipe.options import SegmentOptions
-from tilepipe.plan import PlanRequest, TilePlan, plan
+from tilepipe.plan import PlanRequest, TilePlan
+from tilepipe.planner import PlannedNetwork, plan, projected
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.raster.area import AreaMask, open_area, region_window
-from tilepipe.raster.bands import select_bands
 from tilepipe.raster.ingest import needs_staging
 from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
 from tilepipe.schedule import Pool
 from tilepipe.store.spec import ControlPoint, StoreSpec
-from tilepipe.trace import activation_bytes, geometry_of
-from tilepipe.version import __version__
+from tilepipe.trace import activation_bytes
 from tilepipe.window import Window
-
-MEMORY_SHARE = 0.8
-"""Of the memory that is free when the job starts, what it may use unless told otherwise."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the job runs on, and in which arithmetic."""
+
+    resources: Resources
+    precision: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One raster, one network, one plan."""
+    """One raster, one or several models, and a plan for each of them."""
 
     source: RasterSource
+    """With the bands that the models read."""
     area: AreaMask | None
-    model: Model
-    geometry: Geometry
-    plan: TilePlan
+    members: tuple[Member, ...]
+    plans: tuple[TilePlan, ...]
+    """One for each member; they share blocks and, when exact, cores."""
     options: SegmentOptions
-    device: Literal["cpu", "cuda"]
-    precision: str
-    resources: Resources
+    crf: CrfParameters | None
+    machine: Machine
     notes: tuple[str, ...]
     """What the user should hear before the job starts."""
     staging: str | None = None
     """Why the raster is copied into zarr chunks before it is read; None where it is read in place."""
+
+    @property
+    def plan(self) -> TilePlan:
+        """The first member's plan: what all share is as good from it as from any."""
+        return self.plans[0]
+
+    @property
+    def resources(self) -> Resources:
+        """What the job may use."""
+        return self.machine.resources
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The kind of device."""
+        return self.machine.resources.device
+
+    @property
+    def precision(self) -> str:
+        """The name of the arithmetic."""
+        return self.machine.precision
+
+    @property
+    def geometry(self) -> Geometry:
+        """The first member's geometry; all have its scale."""
+        return self.members[0].geometry
+
+    @property
+    def grid(self) -> OutputGrid:
+        """Where the outputs lie on the raster."""
+        return OutputGrid.of(self.geometry)
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """What the labels mean; none where values are written."""
+        return () if self.options.values is not None else self.members[0].model.card.classes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the channels where values are written: the card's classes, else numbers."""
+        if self.options.values is None:
+            return ()
+        names = tuple(item.name for item in self.members[0].model.card.classes)
+        channels = self.geometry.channels_out
+        return names if len(names) == channels else tuple(f"output{n}" for n in range(channels))
 
     @property
     def pool(self) -> Pool:
@@ -86,18 +133,16 @@ class Job:
 
     def _steps(self) -> tuple[tuple[float, int], tuple[float, int]]:
         """Per axis: where the output starts, in raster pixels, and raster pixels per output."""
-        starts = self.plan.region.origin
-        return tuple(
-            (float(cell_offset(axis) + start * axis.scale), axis.scale)
-            for axis, start in zip((self.geometry.rows, self.geometry.cols), starts, strict=True)
-        )  # type: ignore[return-value]
+        (row, col), (rows, cols) = self.plan.region.origin, self.grid.scale
+        down, right = self.grid.offset
+        return (down + row * rows, rows), (right + col * cols, cols)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a job that resumes must share with the one that began, in named parts, as JSON values."""
         return {
             "raster": self.source.identity(),
             "mask": None if self.area is None else self.area.identity(),
-            "model": self.model.digest,
+            "model": "+".join(member.model.digest for member in self.members),
             "options": self.options.meaning(),
             "precision": self.precision,
             "device": self.device,
@@ -113,12 +158,14 @@ class Job:
             shape=self.plan.shape,
             shard=self.plan.block,
             chunk=self.plan.chunk,
-            classes=self.model.card.classes,
+            classes=self.classes,
             crs_wkt=info.crs_wkt or info.gcps_crs_wkt,
             transform=self.transform,
             gcps=points or None,
             confidence=self.options.confidence,
             probabilities=self.options.probabilities,
+            values=self.options.values,
+            outputs=self.outputs,
             shards=self.options.shards,
             settings=self.settings(),
             fingerprint=self.fingerprint(),
@@ -126,88 +173,68 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """The resolved settings that the output keeps, so that the map explains itself; JSON values."""
+        models = [
+            {
+                "source": member.model.source,
+                "digest": member.model.digest,
+                "card": json.loads(member.model.card.to_json()),
+            }
+            for member in self.members
+        ]
         return {
-            "plan": self.plan.to_json(),
+            "plans": [made.to_json() for made in self.plans],
             "precision": self.precision,
             "device": self.device,
             "raster": self.source.info.name,
-            "model": {
-                "source": self.model.source,
-                "digest": self.model.digest,
-                "card": json.loads(self.model.card.to_json()),
-            },
+            "models": models,
+            "refinement": None if self.crf is None else asdict(self.crf),
             "versions": versions(),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """All that `tilepipe plan` shows, as JSON values."""
-        info, made = self.source.info, self.plan
-        axes = {"rows": self.geometry.rows, "cols": self.geometry.cols}
-        return {
-            "raster": {"name": info.name, "shape": list(info.shape), "bands": info.bands, "dtype": info.dtype},
-            "model": {"source": self.model.source, "classes": [c.name for c in self.model.card.classes]},
-            "network": {name: describe_axis(axis) for name, axis in axes.items()},
-            "stitch": made.stitch,
-            "reason": made.reason,
-            "window": made.window,
-            "tile": list(made.tile),
-            "core": list(made.core),
-            "halo": [_halo(made.rows), _halo(made.cols)],
-            "tiles": made.tiles,
-            "block": list(made.block),
-            "blocks": made.block_count,
-            "chunk": list(made.chunk),
-            "shape": list(made.shape),
-            "overhead": round(made.overhead, 4),
-            "device": self.device,
-            "precision": self.precision,
-            "host_bytes": made.projection.host_total,
-            "host_parts": dict(made.projection.host_parts),
-            "device_bytes": made.projection.device,
-            "device_parts": dict(made.projection.device_parts),
-            "limits": {"host_bytes": self.resources.host_bytes, "device_bytes": self.resources.device_bytes},
-            "output_bytes": made.shape[0] * made.shape[1] * output_bytes(self.options, len(self.model.card.classes)),
-            "notes": list(self.notes),
         }
 
 
 def prepare(
     inputs: str | Path | Sequence[str | Path],
-    model: str | Path | Model | None = None,
+    model: Models = None,
     options: SegmentOptions | None = None,
-    stored: Mapping[str, Any] | None = None,
+    stored: Sequence[Mapping[str, Any]] | None = None,
 ) -> Job:
-    """The job that these inputs, model and options make.
+    """The job that these inputs, models and options make.
 
-    `stored` is the plan of a job that is being resumed: it is taken as it is. Raises TilepipeError for whatever
-    does not fit together, before anything is written.
+    `stored` are the plans of a job that is being resumed, taken as they are. Raises TilepipeError for whatever does
+    not fit together, before anything is written.
     """
     options = options or SegmentOptions()
-    device = _device(options)
+    device = device_of(options)
     precision = options.precision or ("bf16" if device == "cuda" else "float32")
     whole = open_raster(inputs, nodata=options.nodata)
-    chosen, notes = choose_model(model, whole, options.bands)
+    chosen, notes = choose_models(model, whole, options)
     if options.resample:
-        if chosen.card.resolution is None:
+        resolution = next((each.card.resolution for each, _ in chosen if each.card.resolution is not None), None)
+        if resolution is None:
             raise UsageError("--resample needs a model that states its ground resolution, and this one does not")
-        whole = open_raster(inputs, nodata=options.nodata, resample_to=chosen.card.resolution)
-    source = whole.select(select_bands(whole.info, chosen.card.bands, options.bands))
-    notes += _resolution_notes(source, chosen)
-    geometry = geometry_of(chosen.network, len(chosen.card.bands))
-    if geometry.channels_out != len(chosen.card.classes):
-        raise ModelError(
-            f"the network of {chosen.source} gives {geometry.channels_out} scores a pixel for "
-            f"{len(chosen.card.classes)} classes; the two have to agree"
-        )
-    resources = _resources(options, device)
-    made = _plan(source, chosen, geometry, options, resources, precision, stored)
+        whole = open_raster(inputs, nodata=options.nodata, resample_to=resolution)
+    members, source = members_of(chosen, whole, options)
+    crf = _crf(members, options)
+    notes += resolution_notes(members, source.info)
+    resources = resources_of(options, device)
+    made = _plan(source, members, options, crf, Machine(resources, precision), stored)
     area = None if options.mask is None else open_area(options.mask, source.info)
-    if made.exact is False and geometry.obstacle is not None:
-        notes.append(f"blended stitching: {geometry.obstacle}")
-    staging = _staging(source.info, made, options)
+    obstacle = next((m.geometry.obstacle for m in members if m.geometry.obstacle is not None), None)
+    if made[0].exact is False and obstacle is not None:
+        notes.append(f"blended stitching: {obstacle}")
+    staging = _staging(source.info, made[0], options)
     if staging is not None:
         notes.append(f"staged first: {staging}")
-    return Job(source, area, chosen, geometry, made, options, device, precision, resources, tuple(notes), staging)
+    return Job(source, area, members, made, options, crf, Machine(resources, precision), tuple(notes), staging)
+
+
+def _crf(members: Sequence[Member], options: SegmentOptions) -> CrfParameters | None:
+    """The refinement that the options ask for."""
+    if options.refine is None:
+        return None
+    if any(member.geometry.scale != (1, 1) for member in members):
+        raise UsageError("--refine needs an output for each pixel, and this network gives fewer; add --stride 1")
+    return parse_crf(options.refine)
 
 
 def _staging(info: RasterInfo, made: TilePlan, options: SegmentOptions) -> str | None:
@@ -218,124 +245,66 @@ def _staging(info: RasterInfo, made: TilePlan, options: SegmentOptions) -> str |
 
 def _plan(
     source: RasterSource,
-    model: Model,
-    geometry: Geometry,
+    members: Sequence[Member],
     options: SegmentOptions,
-    resources: Resources,
-    precision: str,
-    stored: Mapping[str, Any] | None,
-) -> TilePlan:
-    info, classes = source.info, len(model.card.classes)
-    dtype = DTYPES[precision]
+    crf: CrfParameters | None,
+    machine: Machine,
+    stored: Sequence[Mapping[str, Any]] | None,
+) -> tuple[TilePlan, ...]:
+    networks = [_planned(source, member, options, machine.precision) for member in members]
+    combining = _combining_bytes(members, crf, machine.precision)
+    if stored is not None:
+        kept = projected([TilePlan.from_json(dict(one)) for one in stored], networks, machine.resources, combining)
+        if kept[0].excess(machine.resources):
+            raise PlanError(f"the job was planned with more memory: {kept[0].excess(machine.resources)}")
+        return kept
+    region = None
+    if options.region is not None:
+        region = _to_outputs(region_window(source.info, options.region), members[0].geometry)
+    request = PlanRequest(
+        options.stitch,
+        options.tile,
+        options.overlap,
+        options.window,
+        options.block,
+        region,
+        margin=0 if crf is None else crf.reach,
+        combining=combining,
+    )
+    return plan(networks, source.info.shape, request, machine.resources)
+
+
+def _planned(source: RasterSource, member: Member, options: SegmentOptions, precision: str) -> PlannedNetwork:
+    """What the plan has to know of a member."""
+    dtype, channels = DTYPES[precision], member.geometry.channels_out
+    bands = len(member.bands)
     pixel = PixelLayout(
-        bands=info.bands,
-        itemsize=np.dtype(info.dtype).itemsize,
-        output_bytes=output_bytes(options, classes),
-        classes=classes,
-        weights=sum(p.numel() for p in model.network.parameters()) * dtype.itemsize,
+        bands=bands,
+        itemsize=np.dtype(source.info.dtype).itemsize,
+        output_bytes=output_bytes(options, channels),
+        classes=channels,
+        weights=sum(p.numel() for p in member.network.parameters()) * dtype.itemsize,
         cache=source.cache_bytes,
     )
 
     def footprint(tile: tuple[int, int]) -> Footprint:
-        memory = activation_bytes(model.network, (1, info.bands, *tile), dtype)
+        memory = activation_bytes(member.network, (1, bands, *tile), dtype)
         return Footprint(memory.peak, memory.workspace, memory.largest)
 
-    if stored is not None:
-        kept = TilePlan.from_json(dict(stored))
-        kept = kept.projected(pixel, footprint(kept.tile), resources)
-        if kept.excess(resources):
-            raise PlanError(f"the job was planned with more memory: {kept.excess(resources)}")
-        return kept
-    region = None
-    if options.region is not None:
-        region = _to_outputs(region_window(info, options.region), geometry)
-    request = PlanRequest(options.stitch, options.tile, options.overlap, options.window, options.block, region)
-    return plan(geometry, info.shape, pixel, request, resources, footprint)
+    return PlannedNetwork(member.geometry, pixel, footprint)
 
 
-def choose_model(
-    model: str | Path | Model | None, source: RasterSource, bands: tuple[int, ...] | None
-) -> tuple[Model, list[str]]:
-    """The model asked for, or the bundled one that fits the raster's bands best; with what to tell the user."""
-    if isinstance(model, Model):
-        return model, []
-    if model is not None:
-        return load_model(model), []
-    found = [load_model(name) for name in bundled_models()]
-    fitting = []
-    for candidate in found:
-        try:
-            select_bands(source.info, candidate.card.bands, bands)
-        except ValueError:
-            continue
-        fitting.append(candidate)
-    if not fitting:
-        known = "; ".join(f"{m.source} wants {', '.join(m.card.bands)}" for m in found)
-        raise UsageError(
-            f"no bundled model fits a raster of {source.info.bands} bands as it declares them ({known}); "
-            "choose bands by --bands, or a model by --model"
-        )
-    best = min(fitting, key=lambda m: _mismatch(m, source))
-    return best, [f"no --model given: using the bundled {best.source}"]
-
-
-def _mismatch(model: Model, source: RasterSource) -> float:
-    """By what factor the model's ground resolution and the raster's differ; 1 where either is unknown."""
-    trained, actual = model.card.resolution, source.info.resolution_m
-    if not trained or not actual:
-        return 1.0
-    return max(trained / actual, actual / trained)
-
-
-def _resolution_notes(source: RasterSource, model: Model) -> list[str]:
-    if _mismatch(model, source) <= 2:
-        return []
-    return [
-        f"the raster's pixels are {source.info.resolution_m:.3g} m, the model was trained at "
-        f"{model.card.resolution:.3g} m; labels may be poor, --resample reads at the model's resolution"
-    ]
-
-
-def _device(options: SegmentOptions) -> Literal["cpu", "cuda"]:
-    asked = options.device or ("cuda" if options.gpus else None)
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cpu":
-        return "cpu"
-    if asked != "cuda" and not asked.startswith("cuda:"):
-        raise UsageError(f"device {asked!r} is not known; legal are cpu, cuda and cuda:N")
-    # Devices of a running cluster are its workers' affair.
-    if options.scheduler is None and not torch.cuda.is_available():
-        raise UsageError(f"device {asked} was asked for, but torch sees no CUDA device here; use --device cpu")
-    return "cuda"
-
-
-def _resources(options: SegmentOptions, device: Literal["cpu", "cuda"]) -> Resources:
-    workers = max(options.workers or 1, len(options.gpus or ()))
-    host = options.memory or int(free_memory() * MEMORY_SHARE)
-    if device == "cuda":
-        limit = options.device_memory
-        if limit is None and torch.cuda.is_available():
-            limit = int(torch.cuda.mem_get_info()[0] * 0.95)
-        return Resources("cuda", host, limit, threads=1, blocks=3, workers=workers)
-    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    # A block has about four tiles; one more block than the threads need is being read.
-    return Resources("cpu", host, None, threads=threads, blocks=1 + -(-threads // 4), workers=workers)
-
-
-def free_memory() -> int:
-    """Bytes that this process may take now: what is free on the host, within the control group's limit."""
-    available = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            root = Path("/sys/fs/cgroup")
-            return min(available, int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return available
+def _combining_bytes(members: Sequence[Member], crf: CrfParameters | None, precision: str) -> int:
+    """Bytes per output while the members' scores are combined and refined; 0 where neither happens."""
+    if len(members) == 1 and crf is None:
+        return 0
+    itemsize, classes = (8 if precision == "float64" else 4), members[0].geometry.channels_out
+    held = itemsize * classes * (len(members) + 1)
+    if crf is None:
+        return held
+    # Rows that are worked on, spread over the pixels of the smallest core.
+    work = working_bytes(classes, 512, itemsize, crf) // (512 * 512)
+    return held + itemsize * (classes + len(members[0].bands)) + work
 
 
 def _to_outputs(window: Window, geometry: Geometry) -> Window:
@@ -351,39 +320,10 @@ def _to_outputs(window: Window, geometry: Geometry) -> Window:
     )
 
 
-def cell_offset(axis: AxisGeometry) -> Fraction:
-    """Where output 0's cell starts, in raster pixels: the raster is extended by what a full-size network trims."""
-    return Fraction(0) if axis.scale == 1 else Fraction(axis.offset)
-
-
-def describe_axis(axis: AxisGeometry) -> dict[str, Any]:
-    """One axis of a network's geometry as JSON values."""
-    return {
-        "sizes": str(axis.sizes),
-        "alignment": axis.alignment,
-        "reach": None if axis.reach is None else list(axis.reach),
-        "halo": None if axis.reach is None else list(axis.halo),
-        "scale": axis.scale,
-    }
-
-
-def _halo(axis: AxisPlan) -> list[int]:
-    """The margin before and after an inner tile's core, in input pixels."""
-    if axis.count == 1:
-        return [0, 0]
-    return [axis.lead, axis.tile - axis.lead - axis.core * axis.scale]
-
-
 def output_bytes(options: SegmentOptions, classes: int) -> int:
-    """Bytes per output pixel over all arrays that the options ask for."""
+    """Bytes per output pixel over all arrays that the options ask for; `classes`: the network's channels."""
+    if options.values is not None:
+        return classes * np.dtype(options.values).itemsize
     label = 1 if classes <= 255 else 2
     each = {None: 0, "uint8": 1, "float16": 2}[options.probabilities]
     return label + int(options.confidence) + each * classes
-
-
-def versions() -> dict[str, str]:
-    """The libraries that decide the map's bytes, and GDAL, which decodes the raster."""
-    import rasterio
-
-    found = {name: version(name) for name in ("torch", "numpy", "numba", "rasterio")}
-    return {"tilepipe": __version__, **found, "gdal": rasterio.__gdal_version__}

@@ -39,6 +39,18 @@ class SegmentOptions:
     """Whether to read at the model's ground resolution."""
     confidence: bool = False
     probabilities: Literal["uint8", "float16"] | None = None
+    values: Literal["float16", "float32"] | None = None
+    """The network's own output in this type, in place of labels."""
+    stride: Literal[1] | None = None
+    """1 slides a classifier whose outputs lie several pixels apart over every pixel."""
+    dense: Literal["dilate", "stitch"] = "dilate"
+    """How it slides: strides become dilations in one pass, or the passes at all offsets are interleaved."""
+    tta: Literal["flips", "d4"] | None = None
+    """Average over flipped images, or over flipped and turned ones."""
+    combine: Literal["mean", "max"] = "mean"
+    """How several models' class probabilities become one."""
+    refine: str | None = None
+    """"crf", or "crf:iterations=3,radius=4,...": refine the probabilities by a conditional random field."""
     precision: Precision | None = None
     device: str | None = None
     memory: int | None = None
@@ -64,6 +76,11 @@ class SegmentOptions:
             pair = getattr(self, name)
             if pair is not None and min(pair) < 1:
                 raise UsageError(f"{name} is {pair[0]} x {pair[1]}; both have to be positive")
+        if self.stride not in (None, 1):
+            raise UsageError(f"stride is {self.stride}; legal is 1, an output for each pixel")
+        unfit = [name for name in ("confidence", "probabilities", "refine") if self.values and getattr(self, name)]
+        if unfit:
+            raise UsageError(f"{unfit[0]} is of classes, and values have none; leave it out")
 
     def meaning(self) -> dict[str, Any]:
         """The options that the map's bytes depend on, as JSON values: what a resumed job must share."""
@@ -73,6 +90,10 @@ class SegmentOptions:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stitch": ("auto", "exact", "blend"),
     "probabilities": ("uint8", "float16"),
+    "values": ("float16", "float32"),
+    "dense": ("dilate", "stitch"),
+    "tta": ("flips", "d4"),
+    "combine": ("mean", "max"),
     "precision": get_args(Precision),
     "stage": get_args(Stage),
 }
@@ -89,6 +110,12 @@ _MEANING = (
     "resample",
     "confidence",
     "probabilities",
+    "values",
+    "stride",
+    "dense",
+    "tta",
+    "combine",
+    "refine",
     "shards",
 )
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ from tilepipe.block import BlockRecipe, Outcome, run_block
 from tilepipe.checkpoint import Model
 from tilepipe.errors import ReadError, StoppedError, UsageError
 from tilepipe.job import Job, prepare
+from tilepipe.member import Models
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex
 from tilepipe.predict.prepare import use_large_pages
@@ -49,7 +50,9 @@ class Summary:
     start_seconds: float
     """Before the first block: opening, geometry, plan, workers, model."""
     classes: dict[str, int]
-    """Pixels of each class over the whole map."""
+    """Pixels of each class over the whole map; none where values were written."""
+    channels: dict[str, dict[str, Any]]
+    """Pixels, min, mean and max of each channel, where values were written."""
     nodata: int
     overlapped: int
     """Pixels that several tiles labelled; blended only."""
@@ -70,7 +73,7 @@ class Summary:
 def segment_raster(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
-    model: str | Path | Model | None = None,
+    model: Models = None,
     options: SegmentOptions | None = None,
     *,
     progress: Callable[[Progress], None] | None = None,
@@ -80,14 +83,15 @@ def segment_raster(
     """What was done to make `output` the label map of `inputs`; an unfinished output is resumed.
 
     `inputs` is anything GDAL opens, several files read as one mosaic, or a zarr array; `model` a model file, a
-    bundled model's name, or None for the bundled one that fits. `announce` hears of the job before it starts (its
+    bundled model's name, a `ModelReference` or a `Model`, several of these for an ensemble, or None for the bundled
+    one that fits. `announce` hears of the job before it starts (its
     plan, its notes), `progress` of every finished block. Raises TilepipeError for what the caller can mend,
     StoppedError (a TilepipeError) after a request to stop; finished blocks are kept in every case.
     """
     started = time.perf_counter()
     use_large_pages()
     options, stop = options or SegmentOptions(), stop or Stop()
-    job = prepare(inputs, model, options, None if options.overwrite else _stored_plan(output))
+    job = prepare(inputs, model, options, None if options.overwrite else _stored_plans(output))
     if announce is not None:
         announce(job)
     _refuse_own_input(job, output)
@@ -112,10 +116,25 @@ def segment_raster(
         return run.summary(store, ready - started, time.perf_counter() - ready)
 
 
-def _stored_plan(output: str | Path) -> Mapping[str, Any] | None:
-    """The plan of the job that `output` holds, which a resumed one keeps; None where there is none."""
+def predict_raster(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    model: str | Path | Model,
+    options: SegmentOptions | None = None,
+    **telling: Any,
+) -> Summary:
+    """What was done to make `output` the network's own output for `inputs`: all channels, as numbers.
+
+    As `segment_raster`, whose further arguments it takes, with `values` float32 unless the options say float16.
+    """
+    options = options or SegmentOptions()
+    return segment_raster(inputs, output, model, replace(options, values=options.values or "float32"), **telling)
+
+
+def _stored_plans(output: str | Path) -> Sequence[Mapping[str, Any]] | None:
+    """The plans of the job that `output` holds, which a resumed one keeps; None where there is none."""
     spec = stored_spec(output)
-    return None if spec is None else spec.settings.get("plan")
+    return None if spec is None else spec.settings.get("plans")
 
 
 def _bounded(job: Job, stop: Stop) -> Bounded:
@@ -207,7 +226,7 @@ class _Run:
     def summary(self, store: OutputStore, start_seconds: float, seconds: float) -> Summary:
         """The finished job in figures."""
         status, state = store.status(), self.state
-        names = [c.name for c in self.job.model.card.classes]
+        names = [c.name for c in self.job.classes]
         return Summary(
             output=store.path,
             stitch=self.job.plan.stitch,
@@ -218,6 +237,7 @@ class _Run:
             seconds=seconds,
             start_seconds=start_seconds,
             classes=dict(zip(names, status.counts, strict=True)),
+            channels=dict(zip(self.job.outputs, (each.describe() for each in status.channels), strict=True)),
             nodata=status.nodata,
             overlapped=status.compared,
             disagreed=status.differing,

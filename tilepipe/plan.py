@@ -1,39 +1,21 @@
-"""Which tiles, blocks and chunks does a job consist of, what does it cost, and is it exact?
+"""Which tiles, blocks and chunks does a job consist of, and where does each of its pixels come from and go to?
 
-`plan` is a pure function from a network's geometry, a raster's size and the user's wishes to a frozen `TilePlan`:
-
-1. extend the raster to a legal size of the network, and lay tiles along each axis (`axis.py`): exact, with full
-   halos around cores, or blended, with an overlap;
-2. group cores into blocks (a dask task, a shard) and split blocks into chunks;
-3. project host and device memory (`projection.py`), and take the largest core and block that fit, or refuse.
+A `TilePlan` answers that for one network; `planner.py` makes them. Several networks of one job have a plan each,
+with the same blocks and, when exact, the same cores, so that they meet per core pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from math import ceil, log, prod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
-from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
-from tilepipe.errors import PlanError
-from tilepipe.geometry.network import AxisGeometry, Geometry
-from tilepipe.projection import BlockDemand, Footprint, PixelLayout, Projection, Resources, project
+from tilepipe.axis import AxisPlan
+from tilepipe.projection import BlockDemand, Projection, Resources
 from tilepipe.window import Interval, Placement, Window
 
 Stitch = Literal["auto", "exact", "blend"]
-
-CORES = {"cpu": (1024, 2048, 4096, 512), "cuda": (4096, 2048, 1024, 512)}
-"""Cores to try, the preferred first. All are there for every device, so that whether exact stitching is worth
-its cost never depends on the device or its memory."""
-BLOCK = {"cpu": 2048, "cuda": 8192}
-CHUNK = 1024
-MAX_COST = 4.0
-"""Network pixels per core pixel beyond which `auto` blends."""
-MAX_STRADDLE = 1.2
-"""Tiles computed twice by neighbouring blocks while blending, as a factor, that `auto` keeps under."""
-MAX_ELEMENTS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +33,21 @@ class PlanRequest:
     """Outputs per dask task, (rows, columns)."""
     region: Window | None = None
     """The part of the output grid to compute; None is all of it."""
+    margin: int = 0
+    """Outputs around a pixel that its refinement looks at."""
+    combining: int = 0
+    """Bytes per output while several networks' scores are combined and refined."""
+
+
+class Cell(NamedTuple):
+    """One core's part in a block, and what has to be known around it to refine it."""
+
+    inner: Window
+    """The outputs that it labels, in pixels of the block's output."""
+    outer: Window
+    """These and the margin around them, as far as the output grid goes; likewise."""
+    placement: Placement
+    """The tile that gives the outer outputs."""
 
 
 class BlockIndex(NamedTuple):
@@ -80,6 +77,9 @@ class TilePlan:
     window: str | None
     """The blending window's name; None when exact."""
     projection: Projection
+    """Of the whole job, whose other networks have plans of their own."""
+    margin: int = 0
+    """Outputs around a pixel that its refinement looks at; part of the halo when exact."""
 
     @property
     def exact(self) -> bool:
@@ -155,11 +155,39 @@ class TilePlan:
         ]
         return hull, places
 
+    def cells(self, outputs: Window) -> tuple[Window, list[Cell]]:
+        """As `placements`, exact only: the parts of cores that make up `outputs`, each with its margin."""
+        hull, places = self.placements(outputs)
+        top, left = outputs.origin
+        cells = []
+        for place in places:
+            target = place.target.shift(top, left)
+            grown = self.needed(target)
+            row, col = grown.rows.start - target.rows.start, grown.cols.start - target.cols.start
+            crop = Window.of(
+                start := place.crop.rows.start + row,
+                start + len(grown.rows),
+                first := place.crop.cols.start + col,
+                first + len(grown.cols),
+            )
+            outer = grown.shift(-top, -left)
+            cells.append(Cell(place.target, outer, Placement(place.source, crop, outer)))
+        return hull, cells
+
+    def needed(self, outputs: Window) -> Window:
+        """`outputs` and the margin around them, as far as the output grid goes."""
+        return Window(self.rows.needed(outputs.rows, self.margin), self.cols.needed(outputs.cols, self.margin))
+
     @property
     def tiles(self) -> int:
         """Passes through the network over the whole job; a tile counts once for each block that needs it."""
-        rows = self.rows.passes(self.region.rows, self.block[0], self.exact)
-        return rows * self.cols.passes(self.region.cols, self.block[1], self.exact)
+        rows = self.rows.passes(self.region.rows, self.block[0], self.exact, self.block_margin)
+        return rows * self.cols.passes(self.region.cols, self.block[1], self.exact, self.block_margin)
+
+    @property
+    def block_margin(self) -> int:
+        """Outputs around a block that are computed with it; 0 when exact, where each tile brings its own."""
+        return 0 if self.exact else self.margin
 
     @property
     def overhead(self) -> float:
@@ -187,9 +215,34 @@ class TilePlan:
         fields["block"], fields["chunk"] = tuple(fields["block"]), tuple(fields["chunk"])
         return cls(**fields, projection=Projection(0, 0, 0))
 
-    def projected(self, pixel: PixelLayout, footprint: Footprint, resources: Resources) -> TilePlan:
-        """The same plan with the memory that it takes on these resources."""
-        return replace(self, projection=project(_demand(self), pixel, footprint, resources))
+    @property
+    def demand(self) -> BlockDemand:
+        """The sizes of the largest block."""
+        axes = ((self.rows, self.region.rows, self.block[0]), (self.cols, self.region.cols, self.block[1]))
+        read = [self._largest_read(*axis) for axis in axes]
+        height, width = (min(b, n) for b, n in zip(self.block, self.shape, strict=True))
+        tile = self.tile_output
+        wide = 2 * self.block_margin
+        cell = [min(core + 2 * self.margin, out) for core, out in zip(self.core, tile, strict=True)]
+        used = cell if self.exact else tile
+        return BlockDemand(
+            block_outputs=height * width,
+            block_inputs=read[0] * read[1],
+            tile_inputs=self.tile[0] * self.tile[1],
+            tile_outputs=used[0] * used[1],
+            strip_outputs=0 if self.exact else tile[0] * (width + wide),
+            cell_outputs=cell[0] * cell[1] if self.exact else (height + wide) * (width + wide),
+        )
+
+    def _largest_read(self, axis: AxisPlan, region: Interval, block: int) -> int:
+        """Raster pixels that a block reads along one axis, at most; seen on the first blocks and the last."""
+        starts = range(region.start, region.stop, block)
+        reads = []
+        for start in {*starts[:8], starts[-1]}:
+            outputs = axis.needed(Interval(start, min(start + block, region.stop)), self.block_margin)
+            parts = axis.parts(outputs, self.exact)
+            reads.append(parts[-1].source.stop - parts[0].source.start)
+        return max(reads)
 
     def excess(self, limits: Resources) -> str:
         """What of the projected memory is over the limits, and the remedy; empty where all fits."""
@@ -206,202 +259,6 @@ class TilePlan:
                 "raise --device-memory or lower --tile"
             )
         return ""
-
-
-def plan(
-    geometry: Geometry,
-    shape: tuple[int, int],
-    pixel: PixelLayout,
-    request: PlanRequest,
-    resources: Resources,
-    footprint: Callable[[tuple[int, int]], Footprint],
-) -> TilePlan:
-    """The tiles, blocks and memory of one job.
-
-    `shape` is the raster's (rows, columns); `footprint` gives the memory of a tile of a legal (rows, columns).
-    Raises PlanError where the request contradicts the network, or where nothing fits the memory limits.
-    """
-    planner = _Planner(geometry, shape, pixel, request, resources, cache(footprint))
-    if request.stitch == "blend":
-        return planner.fitting(planner.blended(), "blend", "it was asked for")
-    if geometry.obstacle is not None:
-        if request.stitch == "exact":
-            raise PlanError(f"exact stitching is not possible: {geometry.obstacle}; use --stitch blend")
-        return planner.fitting(planner.blended(), "blend", geometry.obstacle)
-    if request.overlap is not None:
-        raise PlanError("--overlap belongs to blended stitching; drop it, or use --stitch blend")
-    axes = planner.exact()
-    if request.stitch == "auto" and request.tile is None:
-        axes = [pair for pair in axes if cost(*pair) <= MAX_COST and planner.elements(pair) < MAX_ELEMENTS]
-        if not axes:
-            return planner.fitting(
-                planner.blended(),
-                "blend",
-                f"exact stitching would cost over {MAX_COST:g} times the raster's pixels",
-            )
-    return planner.fitting(axes, "exact", "the network's reach is finite and known")
-
-
-def cost(rows: AxisPlan, cols: AxisPlan) -> float:
-    """Network pixels per core pixel of an inner tile; an axis of a single tile counts as 1."""
-    ratios = (1.0 if axis.count == 1 else axis.tile / (axis.core * axis.scale) for axis in (rows, cols))
-    return prod(ratios)
-
-
-AxisPair = tuple[AxisPlan, AxisPlan]
-
-
-@dataclass(frozen=True, slots=True)
-class _Planner:
-    """The search for the first core and the largest block that fit, for one request."""
-
-    geometry: Geometry
-    shape: tuple[int, int]
-    pixel: PixelLayout
-    request: PlanRequest
-    resources: Resources
-    footprint: Callable[[tuple[int, int]], Footprint]
-
-    def exact(self) -> list[AxisPair]:
-        """Pairs of axes to try, the preferred first."""
-        (rows, cols), (height, width) = (self.geometry.rows, self.geometry.cols), self.shape
-        if self.request.tile is not None:
-            tile = self.request.tile
-            return [(exact_axis_for_tile(rows, height, tile[0]), exact_axis_for_tile(cols, width, tile[1]))]
-        return [
-            (_exact_near(rows, height, core, single), _exact_near(cols, width, core, single))
-            for core in CORES[self.resources.device]
-            for single in (True, False)
-        ]
-
-    def blended(self) -> list[AxisPair]:
-        """The one pair of axes that the request allows."""
-        tile = self.request.tile or (None, None)
-        rows = blend_axis(self.geometry.rows, self.shape[0], tile[0], self.request.overlap)
-        return [(rows, blend_axis(self.geometry.cols, self.shape[1], tile[1], self.request.overlap))]
-
-    def elements(self, pair: AxisPair) -> int:
-        """Elements of the largest activation."""
-        return self.footprint((pair[0].tile, pair[1].tile)).largest
-
-    def fitting(self, pairs: list[AxisPair], stitch: Literal["exact", "blend"], reason: str) -> TilePlan:
-        """The plan of the first pair, largest block first, that the limits allow."""
-        refusal = ""
-        for rows, cols in pairs:
-            if self.elements((rows, cols)) >= MAX_ELEMENTS:
-                refusal = (
-                    f"a tile of {rows.tile} x {cols.tile} has an activation of {self.elements((rows, cols))} elements, "
-                    f"legal are fewer than {MAX_ELEMENTS}; choose a smaller --tile"
-                )
-                continue
-            foot = self.footprint((rows.tile, cols.tile))
-            bare = TilePlan(
-                stitch,
-                reason,
-                rows,
-                cols,
-                self._region(rows, cols),
-                (1, 1),
-                (1, 1),
-                self.request.window if stitch == "blend" else None,
-                Projection(0, 0, 0),
-            )
-            for block in self._blocks(bare):
-                made = replace(bare, block=block, chunk=(_chunk_of(block[0]), _chunk_of(block[1])))
-                made = made.projected(self.pixel, foot, self.resources)
-                refusal = made.excess(self.resources)
-                if not refusal:
-                    return made
-        raise PlanError(refusal)
-
-    def _blocks(self, bare: TilePlan) -> list[tuple[int, int]]:
-        """Block sizes to try, the largest first."""
-        if self.request.block is not None:
-            return [self.request.block]
-        wanted = BLOCK[self.resources.device]
-        if not bare.exact:
-            tile = max(axis.tile_output for axis in (bare.rows, bare.cols))
-            wanted = max(wanted, ceil(tile / (MAX_STRADDLE**0.5 - 1)))
-        height, width = bare.shape
-        sizes = []
-        while wanted >= 256:
-            sizes.append(
-                (
-                    _block_of(bare.rows, height, wanted, bare.exact),
-                    _block_of(bare.cols, width, wanted, bare.exact),
-                )
-            )
-            wanted //= 2
-        return list(dict.fromkeys(sizes))
-
-    def _region(self, rows: AxisPlan, cols: AxisPlan) -> Window:
-        whole = Window.whole((rows.outputs, cols.outputs))
-        region = self.request.region
-        if region is None:
-            return whole
-        if region.area == 0 or not whole.contains(region):
-            raise PlanError(f"region {region} is not within the output's {whole}")
-        return region
-
-
-def _exact_near(axis: AxisGeometry, length: int, core: int, single: bool) -> AxisPlan:
-    """Tiles around `core`; one tile over the whole axis where that is little larger and `single` allows it."""
-    made = exact_axis(axis, length, core)
-    if single and made.count > 1 and made.extended <= 1.25 * made.tile:
-        return exact_axis(axis, length, made.outputs)
-    return made
-
-
-def _block_of(axis: AxisPlan, region: int, wanted: int, exact: bool) -> int:
-    """Outputs of a block along one axis: whole cores (blended: whole chunks) near `wanted` raster pixels."""
-    unit = axis.core if exact else CHUNK
-    block = max(1, round(wanted / (axis.scale * unit))) * unit
-    if block >= region:
-        return region if region <= CHUNK else _round_up(region, 64)
-    return block
-
-
-def _chunk_of(block: int) -> int:
-    """The divisor of `block` nearest to 1024, by ratio."""
-    if block <= CHUNK:
-        return block
-    divisors = {d for k in range(1, int(block**0.5) + 1) if block % k == 0 for d in (k, block // k)}
-    return min(divisors, key=lambda d: abs(log(d / CHUNK)))
-
-
-def _demand(made: TilePlan) -> BlockDemand:
-    """The sizes of the largest block."""
-    read = [
-        _largest_read(axis, interval, block, made.exact)
-        for axis, interval, block in (
-            (made.rows, made.region.rows, made.block[0]),
-            (made.cols, made.region.cols, made.block[1]),
-        )
-    ]
-    height, width = min(made.block[0], made.shape[0]), min(made.block[1], made.shape[1])
-    tile = made.tile_output
-    used = (min(made.core[0], tile[0]), min(made.core[1], tile[1])) if made.exact else tile
-    return BlockDemand(
-        block_outputs=height * width,
-        block_inputs=read[0] * read[1],
-        tile_inputs=made.tile[0] * made.tile[1],
-        tile_outputs=used[0] * used[1],
-        strip_outputs=0 if made.exact else tile[0] * width,
-    )
-
-
-def _largest_read(axis: AxisPlan, region: Interval, block: int, exact: bool) -> int:
-    """Raster pixels that a block reads along one axis, at most; seen on the first blocks and the last."""
-    starts = range(region.start, region.stop, block)
-    reads = []
-    for start in {*starts[:8], starts[-1]}:
-        parts = axis.parts(Interval(start, min(start + block, region.stop)), exact)
-        reads.append(parts[-1].source.stop - parts[0].source.start)
-    return max(reads)
-
-
-def _round_up(value: int, unit: int) -> int:
-    return ceil(value / unit) * unit
 
 
 def _gib(size: int) -> str:

@@ -6,7 +6,7 @@ raster's size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -90,30 +90,66 @@ class BlockDemand:
     tile_outputs: int
     strip_outputs: int = 0
     """Outputs whose scores are held at once while blending; 0 when exact."""
+    cell_outputs: int = 0
+    """Outputs that are combined and refined at once: a core with its margin when exact, else a block with it."""
 
 
-def project(demand: BlockDemand, pixel: PixelLayout, footprint: Footprint, use: Resources) -> Projection:
-    """The memory that a job holds at its peak, by part."""
-    strips = demand.strip_outputs * (pixel.classes + 2) * FLOAT_BYTES
-    tile = footprint.total + demand.tile_inputs * pixel.bands * FLOAT_BYTES
-    tile += demand.tile_outputs * pixel.classes * FLOAT_BYTES * (2 if strips else 1)
-    # Pixels as stored and their validity; labels and what is compressed of them.
-    staged = demand.block_inputs * (pixel.bands * pixel.itemsize + 1)
-    maps = demand.block_outputs * pixel.output_bytes * 3
+class NetworkDemand(NamedTuple):
+    """What one of a job's networks asks for."""
+
+    block: BlockDemand
+    pixel: PixelLayout
+    footprint: Footprint
+
+    @property
+    def staged(self) -> int:
+        """Bytes of a block's pixels as stored, and of their validity."""
+        return self.block.block_inputs * (self.pixel.bands * self.pixel.itemsize + 1)
+
+    @property
+    def strips(self) -> int:
+        """Bytes of the scores that a block holds while blending."""
+        return self.block.strip_outputs * (self.pixel.classes + 2) * FLOAT_BYTES
+
+    @property
+    def tile(self) -> int:
+        """Bytes of one tile on its way through the network."""
+        scores = self.block.tile_outputs * self.pixel.classes * FLOAT_BYTES
+        inputs = self.block.tile_inputs * self.pixel.bands * FLOAT_BYTES
+        return self.footprint.total + inputs + scores * (2 if self.block.strip_outputs else 1)
+
+
+def project(networks: Sequence[NetworkDemand], use: Resources, combining: int = 0) -> Projection:
+    """The memory that a job holds at its peak, by part.
+
+    `combining`: bytes per output while several networks' scores are combined and refined; 0 where none are.
+    """
+    first = networks[0].block
+    staged = sum(network.staged for network in networks)
+    strips = sum(network.strips for network in networks)
+    # Exact, a core's tiles pass through one network after the other; blended, blocks may be in different networks.
+    tiles = [network.tile for network in networks]
+    tile = sum(tiles) if strips else max(tiles)
+    weights = sum(network.pixel.weights for network in networks)
+    # Labels and what else is written, and what is compressed of it.
+    maps = first.block_outputs * networks[0].pixel.output_bytes * 3
     host = {
         "process": PROCESS_BYTES,
-        "network": pixel.weights * (1 if use.device == "cuda" else 2),
-        "read cache": pixel.cache,
+        "network": weights * (1 if use.device == "cuda" else 2),
+        "read cache": networks[0].pixel.cache,
         "blocks": use.blocks * (staged * 2 + maps),
     }
+    if combining:
+        host["combining"] = (use.blocks if strips else use.threads) * first.cell_outputs * combining
     device: dict[str, int] = {}
     if use.device == "cuda":
         device = {
             "context": CONTEXT_BYTES,
-            "network": pixel.weights,
+            "network": weights,
             "blocks": use.blocks * (staged + maps),
             "tiles": tile,
             "scores": strips,
+            "combining": host.get("combining", 0),
         }
         device["reserve"] = sum(device.values()) // 10
     else:

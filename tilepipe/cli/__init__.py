@@ -22,6 +22,7 @@ app = typer.Typer(
 
 for command in (
     jobs.segment,
+    jobs.predict,
     jobs.plan,
     networks.inspect,
     networks.models,

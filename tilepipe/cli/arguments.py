@@ -12,7 +12,7 @@ A value comes from the command line, else from the environment (TILEPIPE_<OPTION
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from typing import Any, get_type_hints
@@ -80,22 +80,21 @@ def read_config(context: typer.Context, path: str | None) -> str | None:
     return path
 
 
-def _legal_keys(context: typer.Context) -> set[str]:
-    """The options of the command and of `segment`: one file serves `segment` and `plan`."""
+def _legal_keys(context: typer.Context) -> dict[str, bool]:
+    """The options of the command and of `segment`, and which may be repeated: one file serves several commands."""
     commands = [context.command]
     everything = getattr(context.find_root().command, "commands", {})
     if "segment" in everything:
         commands.append(everything["segment"])
-    names = {
-        parameter.name
+    return {
+        str(parameter.name): bool(getattr(parameter, "multiple", False))
         for command in commands
         for parameter in command.params
         if parameter.param_type_name == "option" and parameter.name not in (None, "config", "help")
     }
-    return {str(name) for name in names}
 
 
-def _entries(path: str, legal: set[str]) -> Iterator[tuple[str, Any]]:
+def _entries(path: str, legal: Mapping[str, bool]) -> Iterator[tuple[str, Any]]:
     """(parameter, value) of each entry of a TOML file; the values as a command line would give them."""
     import tomllib
 
@@ -109,7 +108,10 @@ def _entries(path: str, legal: set[str]) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
         name = key.replace("-", "_")
         inverse = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
-        if name in legal:
+        if legal.get(name):
+            each = value if isinstance(value, list) else [value]
+            yield name, [_as_text(path, key, one) for one in each]
+        elif name in legal:
             yield name, _as_text(path, key, value)
         elif inverse in legal and isinstance(value, bool):
             yield inverse, not value
@@ -117,7 +119,7 @@ def _entries(path: str, legal: set[str]) -> Iterator[tuple[str, Any]]:
             raise UsageError(_unknown(path, key, legal))
 
 
-def _unknown(path: str, key: str, legal: set[str]) -> str:
+def _unknown(path: str, key: str, legal: Iterable[str]) -> str:
     import difflib
 
     keys = sorted(name.replace("_", "-") for name in legal)

@@ -9,9 +9,9 @@ import typer
 
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
-from tilepipe.cli.jobs import plan_text, summary_text
 from tilepipe.cli.options import Json, Quiet, Verbose
 from tilepipe.cli.progress import teller
+from tilepipe.cli.words import plan_text, summary_text
 from tilepipe.options import parse_pair
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ def demo(
     """
     shape = parse_pair(size, "size")
     from tilepipe import demo as work
+    from tilepipe.describe import describe
     from tilepipe.job import prepare
     from tilepipe.schedule import stop_on_signals
 
     files = work.make_scene(folder, shape, seed)
     job = prepare(files.image, work.MODEL, work.demo_options(files))
     if not json and not quiet:
-        print(plan_text(job.describe(), verbose) + "\n")
+        print(plan_text(describe(job), verbose) + "\n")
     with teller(quiet, log_json=False) as tell, stop_on_signals() as stop:
         summary = work.segment_scene(files, tell, stop)
     scores = work.compare(files)

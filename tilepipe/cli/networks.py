@@ -15,8 +15,8 @@ import typer
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
 from tilepipe.cli.derivation import derivation_entries, derivation_table, derive_on_paper, small_size
-from tilepipe.cli.jobs import network_entries
 from tilepipe.cli.options import Talk
+from tilepipe.cli.words import network_entries
 from tilepipe.errors import ModelError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def load_network(reference: str) -> tuple[nn.Module, ModelCard | None, str]:
 
 def describe_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
     """What was derived from a network, as JSON values."""
-    from tilepipe.job import describe_axis
+    from tilepipe.describe import describe_axis
 
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,24 +12,116 @@ from tilepipe.cli.group import remember
 from tilepipe.errors import UsageError
 from tilepipe.options import SegmentOptions, parse_bytes, parse_nodata, parse_numbers, parse_pair
 
+if TYPE_CHECKING:
+    from tilepipe.member import Models
+
 MAP, INPUT, OUTPUT, MACHINE, TALK = "The map", "Input", "Output", "Machine", "Telling"
 
 
 @dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What decides a job: all of `segment`'s and `plan`'s options that make a SegmentOptions, and the model."""
+class ModelOptions:
+    """Which networks run, and how."""
 
     model: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "--model",
             "-m",
             metavar="NAME|FILE|MODULE:FACTORY",
             panel=MAP,
             help="A bundled model, a model file, an exported program (.pt2) or a factory; "
-            "without it the bundled model that fits the bands.",
+            "without it the bundled model that fits the bands. Given several times, the models are combined.",
         ),
     ] = None
+    stride: Annotated[
+        int | None,
+        option(
+            "--stride",
+            metavar="1",
+            panel=MAP,
+            help="Slide a classifier whose outputs lie several pixels apart over every pixel.",
+        ),
+    ] = None
+    dense: Annotated[
+        str,
+        option(
+            "--dense",
+            metavar="dilate|stitch",
+            panel=MAP,
+            help="How --stride 1 slides: one pass with dilated layers, or all offsets interleaved; equal results.",
+        ),
+    ] = "dilate"
+    tta: Annotated[
+        str | None,
+        option(
+            "--tta",
+            metavar="flips|d4",
+            panel=MAP,
+            help="Average over the tile's flips (4 passes), or its flips and quarter turns (8 passes).",
+        ),
+    ] = None
+
+    def resolve(self) -> dict[str, Any]:
+        """The options as SegmentOptions takes them."""
+        return {"stride": self.stride, "dense": self.dense, "tta": self.tta}
+
+    @property
+    def models(self) -> Models:
+        """The models as the library takes them."""
+        return self.model[0] if self.model and len(self.model) == 1 else (self.model or None)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """What becomes of class scores."""
+
+    combine: Annotated[
+        str,
+        option(
+            "--combine",
+            metavar="mean|max",
+            panel=MAP,
+            help="Several models: the mean or the largest of their probabilities of each class.",
+        ),
+    ] = "mean"
+    refine: Annotated[
+        str | None,
+        option(
+            "--refine",
+            metavar="crf[:KEY=VALUE,...]",
+            panel=MAP,
+            help="Fit labels to the image's edges by a locally connected CRF; keys are iterations, radius, "
+            "appearance, position, color, smoothness, distance.",
+        ),
+    ] = None
+    confidence: Annotated[
+        bool,
+        option("--confidence/--no-confidence", panel=OUTPUT, help="Also write the best class's probability x 254."),
+    ] = False
+    probabilities: Annotated[
+        str | None,
+        option(
+            "--probabilities",
+            metavar="uint8|float16",
+            panel=OUTPUT,
+            help="Also write every class's probability.",
+        ),
+    ] = None
+
+    def resolve(self) -> dict[str, Any]:
+        """The options as SegmentOptions takes them."""
+        return {
+            "combine": self.combine,
+            "refine": self.refine,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """How a job reads, tiles, runs and writes, whatever its network gives."""
+
     stitch: Annotated[
         str,
         option(
@@ -103,19 +195,6 @@ class JobOptions:
         str | None,
         option("--block", metavar="N|RxC", panel=OUTPUT, help="Pixels per task, which are also a shard."),
     ] = None
-    confidence: Annotated[
-        bool,
-        option("--confidence/--no-confidence", panel=OUTPUT, help="Also write the best class's probability x 254."),
-    ] = False
-    probabilities: Annotated[
-        str | None,
-        option(
-            "--probabilities",
-            metavar="uint8|float16",
-            panel=OUTPUT,
-            help="Also write every class's probability.",
-        ),
-    ] = None
     no_shards: Annotated[
         bool,
         option(
@@ -152,11 +231,12 @@ class JobOptions:
         option("--scheduler", metavar="tcp://HOST:PORT", panel=MACHINE, help="A dask scheduler that runs already."),
     ] = None
 
-    def resolve(self, overwrite: bool = False) -> SegmentOptions:
-        """The options as the library takes them; UsageError for a value that is not legal."""
+    def resolve(self, overwrite: bool = False, **others: Any) -> SegmentOptions:
+        """The options as the library takes them, with those of other groups; UsageError where a value is not legal."""
         choices: dict[str, Any] = {"stitch": self.stitch, "stage": self.stage, "precision": self.precision}
         return SegmentOptions(
             **choices,
+            **others,
             tile=None if self.tile is None else parse_pair(self.tile, "tile"),
             overlap=self.overlap,
             window=self.window,
@@ -166,8 +246,6 @@ class JobOptions:
             region=self.region,
             mask=self.mask,
             resample=self.resample,
-            confidence=self.confidence,
-            probabilities=self.probabilities,  # type: ignore[arg-type]
             device=self.device,
             memory=None if self.memory is None else parse_bytes(self.memory),
             device_memory=None if self.device_memory is None else parse_bytes(self.device_memory),

@@ -1,0 +1,193 @@
+"""One model's part in a job: its network as the job runs it, what it reads, and how its scores meet the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from tilepipe.augment import Augmented, Group, augmented_geometry
+from tilepipe.checkpoint import Model, bundled_models, load_model
+from tilepipe.combine import match_classes
+from tilepipe.dense import dilated, shift_and_stitch
+from tilepipe.errors import ModelError, UsageError
+from tilepipe.geometry.network import Geometry
+from tilepipe.options import SegmentOptions
+from tilepipe.raster.bands import select_bands
+from tilepipe.raster.info import BandChoice
+from tilepipe.raster.source import RasterInfo, RasterSource
+from tilepipe.trace import geometry_of
+
+Reference = str | Model
+"""What a worker loads a model from: a name or path, or, for one that has neither, the model itself."""
+
+Models = str | Path | Model | Sequence[str | Path | Model] | None
+"""How callers name models: one or several, each by name, file or itself; None for a bundled one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How a job runs a network other than as it comes."""
+
+    dense: Literal["dilate", "stitch"] | None = None
+    """Slide a classifier whose output step is larger at stride 1."""
+    tta: Group | None = None
+    """Average over flips, or over flips and quarter turns."""
+
+    def network(self, model: Model) -> nn.Module:
+        """The network that runs."""
+        network = model.network
+        if self.dense is not None:
+            network = dilated(network) if self.dense == "dilate" else shift_and_stitch(network)
+        if self.tta is not None:
+            task: Literal["segmentation", "regression"] = (
+                "regression" if model.card.task == "regression" else "segmentation"
+            )
+            network = Augmented(network, self.tta, task)
+        return network
+
+    def geometry(self, model: Model) -> Geometry:
+        """The geometry of the network that runs."""
+        plain = Variation(self.dense).network(model)
+        derived = geometry_of(plain, len(model.card.bands))
+        return derived if self.tta is None else augmented_geometry(derived, self.tta)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One of a job's models."""
+
+    model: Model
+    reference: Reference
+    variation: Variation
+    network: nn.Module
+    """As the job runs it."""
+    geometry: Geometry
+    """Of that network."""
+    bands: tuple[int, ...]
+    """Where its bands are among those that the job reads, from 0."""
+    order: tuple[int, ...]
+    """Where it keeps the job's classes: order[n] is its index of class n; empty for values."""
+
+
+def members_of(
+    models: Sequence[tuple[Model, Reference]], whole: RasterSource, options: SegmentOptions
+) -> tuple[tuple[Member, ...], RasterSource]:
+    """A job's members, and the raster with the bands that they read."""
+    choices = [select_bands(whole.info, model.card.bands, options.bands) for model, _ in models]
+    together, places = _union(choices)
+    orders: Sequence[tuple[int, ...]] = [()] * len(models)
+    if options.values is None:
+        orders = match_classes([[item.name for item in model.card.classes] for model, _ in models])
+    members = []
+    for (model, reference), place, order in zip(models, places, orders, strict=True):
+        variation, geometry = _varied(model, options)
+        network = variation.network(model)
+        members.append(Member(model, reference, variation, network, geometry, place, order))
+    return tuple(members), whole.select(together)
+
+
+def _varied(model: Model, options: SegmentOptions) -> tuple[Variation, Geometry]:
+    """How the options want the network to run, and the geometry that it then has."""
+    plain = Variation(tta=options.tta)
+    if options.stride is not None:
+        bare = Variation().geometry(model)
+        if bare.scale != (1, 1):
+            plain = Variation(options.dense, options.tta)
+    geometry = plain.geometry(model)
+    names = model.card.classes
+    if options.values is None and geometry.channels_out != len(names):
+        raise ModelError(
+            f"the network of {model.source} gives {geometry.channels_out} scores a pixel for {len(names)} classes; "
+            "the two have to agree"
+        )
+    return plain, geometry
+
+
+def _union(choices: Sequence[BandChoice]) -> tuple[BandChoice, list[tuple[int, ...]]]:
+    """All bands that some choice has, and each choice's places among them."""
+    parts = [_parts(choice) for choice in choices]
+    every = list(dict.fromkeys(part for each in parts for part in each))
+    places = [tuple(every.index(part) for part in each) for each in parts]
+    if all(each == parts[0] for each in parts):
+        return choices[0], [tuple(range(len(parts[0])))] * len(parts)
+    if any(choice.palette for choice in choices):
+        raise UsageError("models that read different bands of a palette cannot be combined; give the raster as RGB")
+    return BandChoice(tuple(band for band, _ in every)), places
+
+
+def _parts(choice: BandChoice) -> list[tuple[int, int | None]]:
+    if choice.palette:
+        return [(choice.indices[0], component) for component in choice.palette]
+    return [(band, None) for band in choice.indices]
+
+
+def choose_models(
+    given: Models, source: RasterSource, options: SegmentOptions
+) -> tuple[list[tuple[Model, Reference]], list[str]]:
+    """The models asked for, or the bundled one that fits the raster's bands best; with what to tell the user."""
+    if given is None:
+        if options.values is not None:
+            raise UsageError("no bundled model predicts values; choose one with --model")
+        model, note = _bundled(source, options.bands)
+        return [(model, model.source)], [note]
+    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not several:
+        raise UsageError("no model was given; name one, or leave --model out for a bundled one")
+    chosen = [(each, each) if isinstance(each, Model) else _loaded(each) for each in several]
+    for model, _ in chosen:
+        _check_task(model, options)
+    if options.values is not None and len(chosen) > 1:
+        raise UsageError(f"{len(chosen)} models were given; values are predicted by one, classes by several")
+    return chosen, []
+
+
+def _loaded(reference: str | Path) -> tuple[Model, Reference]:
+    model = load_model(reference)
+    return model, str(reference)
+
+
+def _check_task(model: Model, options: SegmentOptions) -> None:
+    if options.values is None and model.card.task == "regression":
+        raise UsageError(f"{model.source} gives values, not classes; use `tilepipe predict`")
+
+
+def _bundled(source: RasterSource, bands: tuple[int, ...] | None) -> tuple[Model, str]:
+    """The bundled model that fits the raster best, and what to tell of the choice."""
+    found = [load_model(name) for name in bundled_models()]
+    fitting = []
+    for candidate in found:
+        try:
+            select_bands(source.info, candidate.card.bands, bands)
+        except ValueError:
+            continue
+        fitting.append(candidate)
+    if not fitting:
+        known = "; ".join(f"{m.source} wants {', '.join(m.card.bands)}" for m in found)
+        raise UsageError(
+            f"no bundled model fits a raster of {source.info.bands} bands as it declares them ({known}); "
+            "choose bands by --bands, or a model by --model"
+        )
+    best = min(fitting, key=lambda m: mismatch(m, source.info))
+    return best, f"no --model given: using the bundled {best.source}"
+
+
+def mismatch(model: Model, info: RasterInfo) -> float:
+    """By what factor the model's ground resolution and the raster's differ; 1 where either is unknown."""
+    trained, actual = model.card.resolution, info.resolution_m
+    if not trained or not actual:
+        return 1.0
+    return max(trained / actual, actual / trained)
+
+
+def resolution_notes(members: Sequence[Member], info: RasterInfo) -> list[str]:
+    """What to tell of models that were trained at another ground resolution."""
+    return [
+        f"the raster's pixels are {info.resolution_m:.3g} m, {member.model.source} was trained at "
+        f"{member.model.card.resolution:.3g} m; labels may be poor, --resample reads at the model's resolution"
+        for member in members
+        if mismatch(member.model, info) > 2
+    ]
