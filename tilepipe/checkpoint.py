@@ -102,6 +102,8 @@ class ModelCard:
             raise ModelError(f"class names {', '.join(names)} repeat; each class needs its own")
         if self.task == "segmentation" and not 1 <= len(names) <= 65535:
             raise ModelError(f"{len(names)} classes cannot be labelled; a segmentation needs 1 to 65535")
+        if self.task == "regression" and names:
+            raise ModelError(f"a regression has no classes, and the card names {', '.join(names)}")
         told = self.arguments.get("classes", len(names))
         if self.task == "segmentation" and told != len(names):
             raise ModelError(f"the network gives {told!r} scores but the card names {len(names)} classes")
@@ -250,7 +252,9 @@ def decode(data: bytes, source: str) -> Model:
         header = check_extent(data[: 8 + header_length(data[:8], len(data))], len(data))
         metadata = header.pop("__metadata__", None)
         if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
-            raise ModelError(f"has no model card (metadata entry {METADATA_KEY!r}); write it with tilepipe")
+            raise ModelError(
+                f"has no model card (metadata entry {METADATA_KEY!r}): it is weights alone, which --weights takes"
+            )
         card = ModelCard.from_json(metadata[METADATA_KEY])
         check_tensors({name: tuple(entry["shape"]) for name, entry in header.items()}, card)
         network = filled(card, safetensors.torch.load(data))

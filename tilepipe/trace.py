@@ -18,13 +18,22 @@ from functools import lru_cache
 from torch import nn
 
 from tilepipe.geometry.network import Geometry, Trace, fold
-from tilepipe.geometry.sizes import derive
+from tilepipe.geometry.sizes import derive, first_trace
 from tilepipe.geometry.steps import Mixing
 from tilepipe.tracing.memory import Memory, activation_bytes
 from tilepipe.tracing.run import first_map, on_meta, trace_at
 from tilepipe.window import Interval
 
-__all__ = ["LayerRow", "Memory", "activation_bytes", "first_map", "geometry_of", "layer_table", "trace_network"]
+__all__ = [
+    "LayerRow",
+    "Memory",
+    "activation_bytes",
+    "channels_of",
+    "first_map",
+    "geometry_of",
+    "layer_table",
+    "trace_network",
+]
 
 
 def geometry_of(network: nn.Module, channels_in: int) -> Geometry:
@@ -35,6 +44,12 @@ def geometry_of(network: nn.Module, channels_in: int) -> Geometry:
     """
     meta = on_meta(network)
     return derive(lru_cache(maxsize=8)(lambda rows, cols: trace_at(meta, channels_in, rows, cols)))
+
+
+def channels_of(network: nn.Module, channels_in: int) -> int:
+    """The number of channels that the network returns; raises GeometryError where no input size passes through."""
+    meta = on_meta(network)
+    return first_trace(lambda rows, cols: trace_at(meta, channels_in, rows, cols))[1].channels_out
 
 
 def trace_network(network: nn.Module, channels_in: int, size: tuple[int, int]) -> Trace:

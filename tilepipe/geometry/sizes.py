@@ -41,7 +41,7 @@ def derive(trace_at: TraceAt) -> Geometry:
     Rows and columns are searched together with square inputs where all layers treat them alike, else one after the
     other, with the other axis held at a size that passes.
     """
-    start, trace = _first_trace(trace_at)
+    start, trace = first_trace(trace_at)
     if all(layer.rows == layer.cols and layer.size[0] == layer.size[1] for layer in trace.layers):
         rows, obstacle = _axis(lambda n: trace_at(n, n), 0, start, trace)
         cols = rows
@@ -53,7 +53,7 @@ def derive(trace_at: TraceAt) -> Geometry:
     return Geometry(rows, cols, trace.channels_in, trace.channels_out, obstacle)
 
 
-def _first_trace(trace_at: TraceAt) -> tuple[int, Trace]:
+def first_trace(trace_at: TraceAt) -> tuple[int, Trace]:
     """A square size that passes, and its trace; tries sizes in the order of their likelihood."""
     last: Exception | None = None
     for n in chain(range(256, 320), _COMMON, range(128, 0, -1), range(132, 640, 4)):

@@ -202,7 +202,10 @@ class _Recording(TorchDispatchMode):
         written = _written(func, call.arguments)
         results: list[Result] | None = None
         if call.fields and name not in _CONSTANT and name not in {"fill_", "zero_"}:
-            results = list(_handler(func, name, call)(call))
+            handler = _handler(func, name)
+            if handler is None:
+                raise call.unknown()
+            results = list(handler(call))
         uniform = results is None and _uniform(name, func, call)
         for position, tensor in enumerate(written or call.outputs):
             result = results[position] if results else None
@@ -214,15 +217,18 @@ class _Recording(TorchDispatchMode):
                 recorder.keep(tensor, uniform)
 
 
-def _handler(func: Any, name: str, call: Call) -> Callable[[Call], Any]:
+def understood(func: Any, name: str) -> bool:
+    """Whether a trace knows what an operator does to rows and columns; `name` is without overload."""
+    return _handler(func, name) is not None or name in _UNIFORM
+
+
+def _handler(func: Any, name: str) -> Callable[[Call], Any] | None:
     plain_name = name.removesuffix("_")
     if name in HANDLERS or plain_name in HANDLERS:
         return HANDLERS.get(name) or HANDLERS[plain_name]
     if plain_name in ELEMENTWISE or _pointwise(func) or _pointwise(getattr(torch.ops.aten, plain_name, None)):
         return join
-    if name in MIXING:
-        return mixing
-    raise call.unknown()
+    return mixing if name in MIXING else None
 
 
 def _pointwise(operator: Any) -> bool:
