@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,15 @@ def test_the_geometry_is_derived_and_proved(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_halo_one_pixel_short_is_found_out(way: str) -> None:
+    network = WAYS[way](seeded(networks.lenet))
+    geometry = geometry_of(network, 1)
+    axes = [replace(axis, reach=(0, 26)) for axis in geometry.axes]
+    proof = prove(network, replace(geometry, rows=axes[0], cols=axes[1]))
+    assert "poison" in {check.test for check in proof.failures}
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_prepared_dense_networks_are_folded_and_agree_in_float32(way: str) -> None:
     make, channels, window, _ = CLASSIFIERS["strided convolutions, folded"]
     network = seeded(make)
@@ -222,8 +232,11 @@ def test_tiles_equal_the_whole_raster_and_lie_where_the_windows_centres_lie(way:
     geometry = geometry_of(model.network, 1)
     values = scene((131, 158), 1, seed=3)
     raster = write_raster(tmp_path / "in.tif", values)
-    options = SegmentOptions(precision="float64", stitch="exact", tile=(76, 80), block=(48, 48), device="cpu")
-    segment_raster(raster, tmp_path / "out.zarr", model, options)
+    options = SegmentOptions(
+        precision="float64", stitch="exact", tile=(74, 77), block=(48, 48), device="cpu",
+        stride=1, dense="dilate" if way == "dilated" else "stitch",
+    )  # fmt: skip
+    segment_raster(raster, tmp_path / "out.zarr", model_of(network, 10, bands=1), options)
     store = open_store(tmp_path / "out.zarr")
     labels = store.array()[:]
     assert labels.shape == (131, 158)
