@@ -1,7 +1,7 @@
 """Proposals: windows of any place and size, each segmented by itself, and their scores pasted into one map.
 
 This is the inference of DeconvNet (Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation",
-arXiv 1505.04366, section 4.3, "Aggregation"): candidate windows at several scales are resized to the network's
+arXiv 1505.04366, section 5.1): candidate windows at several scales are resized to the network's
 input, and their score maps, back at the windows' sizes, are joined by the pixelwise maximum or mean.
 
     raster  0 |---------------------------------------------|
