@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Linear(nn.Module):
     """Class scores (N, classes, H, W) of pixels (N, bands, H, W), each pixel by itself."""
 
-    def __init__(self, classes: int, bands: int = 3) -> None:
+    def __init__(self, classes: int = 2, bands: int = 3) -> None:
         super().__init__()
         self.scores = nn.Conv2d(bands, classes, 1)
 
