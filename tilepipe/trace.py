@@ -43,13 +43,19 @@ def geometry_of(network: nn.Module, channels_in: int) -> Geometry:
     layer, for an operator that is not understood and where no input size passes through without loss.
     """
     meta = on_meta(network)
-    return derive(lru_cache(maxsize=8)(lambda rows, cols: trace_at(meta, channels_in, rows, cols)))
+    return derive(lru_cache(maxsize=8)(lambda rows, cols: trace_at(meta, channels_in, rows, cols)), _example(network))
+
+
+def _example(network: nn.Module) -> tuple[int, int] | None:
+    """The size (rows, columns) that a network says it takes, as exported programs do."""
+    return getattr(network, "example_size", None)
 
 
 def channels_of(network: nn.Module, channels_in: int) -> int:
     """The number of channels that the network returns; raises GeometryError where no input size passes through."""
     meta = on_meta(network)
-    return first_trace(lambda rows, cols: trace_at(meta, channels_in, rows, cols))[1].channels_out
+    trace_of = lru_cache(maxsize=1)(lambda rows, cols: trace_at(meta, channels_in, rows, cols))
+    return first_trace(trace_of, _example(network))[1].channels_out
 
 
 def trace_network(network: nn.Module, channels_in: int, size: tuple[int, int]) -> Trace:

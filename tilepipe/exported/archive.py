@@ -6,7 +6,7 @@ An archive is a zip file without compression:
     NAME/data/weights/model_weights_config.json       which tensor lies in which file, its type, shape, strides
     NAME/data/weights/weight_0, ...                   the tensors' bytes
     NAME/data/constants/...                           the same for constants
-    NAME/data/sample_inputs/model.pt                  a pickle; not read
+    NAME/data/sample_inputs/model.pt                  a pickle; must hold tensors alone
     NAME/extra/tilepipe                               a model card, where `save_exported` wrote it
 
 `torch.export.load` unpickles sample inputs, constants and custom objects without limits, and evaluates sizes and
@@ -31,6 +31,7 @@ from tilepipe.exported.program import DTYPES, Program, build_program
 from tilepipe.weights import check_parts, unpickled
 
 SUFFIX = ".pt2"
+SAMPLES = "data/sample_inputs/model.pt"
 LARGEST_GRAPH = 256 * 2**20
 """Bytes of a description; a network of a thousand layers needs about one million."""
 
@@ -90,6 +91,11 @@ def _load(file: BinaryIO) -> tuple[Program, ModelCard | None]:
     files = Archive(file)
     told = parse_json(files.read("models/model.json", LARGEST_GRAPH), "graph")
     tensors = files.tensors("weights") | files.tensors("constants")
+    if files.has(SAMPLES):  # not needed; but an archive whose pickles hold more than tensors is not to be trusted
+        try:
+            unpickled(io.BytesIO(files.read(SAMPLES, 2**62)))
+        except ModelError as error:
+            raise ModelError(f"its sample input {error}") from None
     card = None
     if files.has(f"extra/{METADATA_KEY}"):
         card = ModelCard.from_json(files.read(f"extra/{METADATA_KEY}", LARGEST_GRAPH).decode())

@@ -136,12 +136,14 @@ class Extent:
     offset: int
     least: int = 0
     most: int | None = None
+    example: int = 0
+    """The size that the program was exported with."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any], ranges: Mapping[str, Any]) -> Extent:
         """The extent that an archive tells as {"as_int": 3} or {"as_expr": {"expr_str": ...}}."""
         if "as_int" in told:
-            return cls("", 0, int(told["as_int"]))
+            return cls("", 0, int(told["as_int"]), example=int(told["as_int"]))
         text = told["as_expr"]["expr_str"]
         node = parsed(text)
         names = symbols_in(node)
@@ -153,7 +155,10 @@ class Extent:
         if values[2] - values[1] != factor or factor < 1:
             raise ModelError(f"its input's size {str(text)[:80]!r} is not a multiple of a Dim, and so not understood")
         limits = ranges.get(name) or {}
-        return cls(name, int(factor), int(values[0]), int(limits.get("min_val") or 0), limits.get("max_val"))
+        least, most = int(limits.get("min_val") or 0), limits.get("max_val")
+        hint = (told["as_expr"].get("hint") or {}).get("as_int")
+        example = factor * max(1, least) + values[0] if hint is None else hint
+        return cls(name, int(factor), int(values[0]), least, None if most is None else int(most), int(example))
 
     def admits(self, size: int) -> bool:
         """Whether a dimension may have this size."""
@@ -178,6 +183,12 @@ class Conditions:
     extents: tuple[Extent, ...]
     guards: tuple[ast.expr, ...]
 
+    @property
+    def example(self) -> tuple[int, int, int, int]:
+        """The shape (batch, bands, rows, columns) that the program was exported with."""
+        images, bands, rows, cols = (extent.example for extent in self.extents)
+        return images, bands, rows, cols
+
     def check(self, shape: Sequence[int]) -> None:
         """Nothing; raises GeometryError for a shape that the program was not exported for."""
         for what, size, extent in zip(("images", "bands", "rows", "columns"), shape, self.extents, strict=True):
@@ -200,5 +211,5 @@ class Conditions:
             raise ModelError(f"its input has {len(sizes)} dimensions; legal: (batch, bands, rows, columns)")
         found = cls(tuple(Extent.of(size, ranges) for size in sizes), tuple(parsed(guard) for guard in guards))
         for guard in found.guards:  # so that a strange condition is met here and not in the middle of a job
-            evaluate(guard, {}, (1, 3, 256, 256))
+            evaluate(guard, {}, found.example)
         return found

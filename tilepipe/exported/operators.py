@@ -78,8 +78,9 @@ def resolve(target: str) -> Callable[..., Any]:
     if target in ARITHMETIC:
         return ARITHMETIC[target]
     match = _OPERATOR.fullmatch(target)
-    packet = getattr(torch.ops.aten, match[1], None) if match else None
-    if packet is None or match is None or match[2] not in packet.overloads():
+    packet: Any = getattr(torch.ops.aten, match[1], None) if match else None
+    known = isinstance(packet, torch._ops.OpOverloadPacket)
+    if match is None or not known or match[2] not in packet.overloads():
         raise ModelError(
             f"calls {target[:80]!r}, which is not a tensor operator of torch; bring the network by its code "
             "instead, as package.module:factory"
@@ -88,6 +89,12 @@ def resolve(target: str) -> Callable[..., Any]:
     if not _legal(match[1], found):
         raise ModelError(f"calls the operator {match[1]!r}, which files may not call")
     return found
+
+
+def takes_device(function: Callable[..., Any]) -> bool:
+    """Whether a function makes a constant on a device of its own choice."""
+    schema = getattr(function, "_schema", None)
+    return schema is not None and schema.name.removeprefix("aten::") in CONSTANTS
 
 
 def _legal(name: str, found: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
 from tilepipe.exported.conditions import Conditions
-from tilepipe.exported.operators import ASSERTIONS, resolve
+from tilepipe.exported.operators import ASSERTIONS, resolve, takes_device
 
 DTYPES: Mapping[int, torch.dtype] = {
     1: torch.uint8,
@@ -90,6 +90,8 @@ class Program(nn.Module):
 
     def __init__(self, conditions: Conditions, image: str, bands: int) -> None:
         super().__init__()
+        self.example_size = conditions.example[2:]
+        """(rows, columns) that it was exported with."""
         self.conditions = conditions
         self.image = image
         self.bands = bands
@@ -232,6 +234,8 @@ class _Builder:
         args = (given.pop("self"),) if "self" in given else ()
         if target.startswith(("_operator.", "math.", "torch.sym_")):
             args, given = (*args, *given.values()), {}
+        elif takes_device(function):
+            given.setdefault("device", Name(DEVICE))
         whole = results[0] if len(results) == 1 else results
         self.program.calls.append(Call(name, args, given, whole, ()))
 

@@ -35,36 +35,40 @@ _RAREST = 64
 """Periods among which a network may admit a single one, as exported programs do that want multiples of 32."""
 
 
-def derive(trace_at: TraceAt) -> Geometry:
+def derive(trace_at: TraceAt, example: tuple[int, int] | None = None) -> Geometry:
     """The geometry of the network that `trace_at` traces; raises GeometryError where it has none.
+
+    `example` is a size (rows, columns) that is known to pass, for networks that take no square.
 
     Rows and columns are searched together with square inputs where all layers treat them alike, else one after the
     other, with the other axis held at a size that passes.
     """
-    start, trace = first_trace(trace_at)
-    if all(layer.rows == layer.cols and layer.size[0] == layer.size[1] for layer in trace.layers):
-        rows, obstacle = _axis(lambda n: trace_at(n, n), 0, start, trace)
+    (height, width), trace = first_trace(trace_at, example)
+    if height == width and all(layer.rows == layer.cols and layer.size[0] == layer.size[1] for layer in trace.layers):
+        rows, obstacle = _axis(lambda n: trace_at(n, n), 0, height, trace)
         cols = rows
         obstacle = obstacle or _squares_only(trace_at, rows)
     else:
-        rows, row_obstacle = _axis(lambda n: trace_at(n, start), 0, start, trace)
-        cols, col_obstacle = _axis(lambda n: trace_at(start, n), 1, start, trace)
+        rows, row_obstacle = _axis(lambda n: trace_at(n, width), 0, height, trace)
+        cols, col_obstacle = _axis(lambda n: trace_at(height, n), 1, width, trace)
         obstacle = row_obstacle or col_obstacle
     return Geometry(rows, cols, trace.channels_in, trace.channels_out, obstacle)
 
 
-def first_trace(trace_at: TraceAt) -> tuple[int, Trace]:
-    """A square size that passes, and its trace; tries sizes in the order of their likelihood."""
+def first_trace(trace_at: TraceAt, example: tuple[int, int] | None = None) -> tuple[tuple[int, int], Trace]:
+    """A size that passes, square if possible, and its trace; tries sizes in the order of their likelihood."""
     last: Exception | None = None
     for n in chain(range(256, 320), _COMMON, range(128, 0, -1), range(132, 640, 4)):
         try:
-            return n, trace_at(n, n)
+            return (n, n), trace_at(n, n)
         except GeometryError as error:
             if n >= _BASES[0]:
                 raise
             last = error
         except Exception as error:
             last = error
+    if example is not None:
+        return example, trace_at(*example)
     raise GeometryError(
         f"none of many input sizes from 1 x 1 to 636 x 636 passes through the network; last: {in_words(last)}"
     )
