@@ -32,7 +32,7 @@ def files(tmp_path_factory) -> Path:
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {"segment", "plan", "inspect", "models", "status", "export", "ingest", "demo"}
+    assert set(COMMANDS) == {"segment", "predict", "plan", "inspect", "models", "status", "export", "ingest", "demo"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

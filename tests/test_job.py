@@ -47,7 +47,7 @@ def test_a_resumed_job_keeps_its_plan_and_needs_its_memory(tmp_path: Path) -> No
     raster = write_raster(tmp_path / "in.tif", scene((300, 300)))
     options = SegmentOptions(device="cpu", block=(128, 128))
     segment_raster(raster, tmp_path / "out.zarr", model, options)
-    kept = prepare(raster, model, replace(options, threads=1), prepare(raster, model, options).plan.to_json()).plan
+    kept = prepare(raster, model, replace(options, threads=1), [prepare(raster, model, options).plan.to_json()]).plan
     assert kept.block == (128, 128)
     assert segment_raster(raster, tmp_path / "out.zarr", model, replace(options, threads=1)).computed == 0
     with pytest.raises(PlanError, match="planned with more memory"):
