@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilepipe.crf import FLOOR, KEYS, LIMIT, CrfParameters, parse_crf, refine, working_bytes
+from tilepipe.crf import KEYS, CrfParameters, parse_crf, refine, working_bytes
+from tilepipe.crf_cpu import FLOOR, LIMIT
 from tilepipe.errors import UsageError
 from tilepipe.predict.scores import Array
 
@@ -223,3 +228,13 @@ def test_parameters_that_are_not_legal(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told) as caught:
         parse_crf(text)
     assert "\n" not in str(caught.value)
+
+
+def test_cuda_kernels_in_the_simulator() -> None:
+    """Runs tests/crf_simulator.py, since numba's simulator must be chosen before numba is imported."""
+    script = Path(__file__).with_name("crf_simulator.py")
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["agreement", "cuts", "memory"]
