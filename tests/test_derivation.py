@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from fractions import Fraction
 
 import pytest
@@ -15,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from tilepipe.cli.derivation import derivation_entries, derive_on_paper, small_size
+from tilepipe.cli.networks import about_preset
 from tilepipe.geometry.derivation import Derivation, conclusion, derivation_of, formula_of
 from tilepipe.geometry.steps import Mixing, Resample, Slide, Spread
+from tilepipe.models import MODELS
 from tilepipe.trace import geometry_of, trace_network
 
 PAPER = {
@@ -159,6 +162,8 @@ def test_skips_join_at_the_size_of_the_trunk() -> None:
     assert [(row.operator, row.size) for row in joins] == [("cat", (2, 2)), ("cat", (4, 4))]
     assert all(branch.sizes[-1] == row.size for row in joins for branch in row.branches)
     assert all(row.trunk for row in joins)
+    # Both maps were left by the same module, so that the operator is named, too.
+    assert [branch.fork for row in joins for branch in row.branches] == ["SkipNet relu"] * 2
 
 
 def test_parallel_branches_are_told_apart_and_their_strides_meet() -> None:
@@ -229,3 +234,19 @@ def test_inspect_shows_the_derivation_and_what_a_preset_is() -> None:
     assert found["derivation"]["chains"][0].endswith("-> 16 -> 32")
     assert found["derivation"]["layers"][0]["formulas"] == ["(32 - 2)/2 + 1 = 16"] * 2
     assert "SegNet" in found["preset"]["about"]
+    assert found["preset"]["source"].endswith("(arXiv 1511.00561)")
+
+
+def test_a_model_file_has_a_card_and_no_preset() -> None:
+    found = json.loads(run("inspect", "synthetic-landcover", "--no-proof", "--json").stdout)
+    assert found["preset"] is None
+    assert found["card"]["architecture"] == "segnet"
+    assert found["derivation"]["size"] == [32, 32]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_preset_says_what_it_is_and_where_it_comes_from(name: str) -> None:
+    preset = about_preset(name)
+    assert preset["about"]
+    assert preset["family"].endswith(".")
+    assert ("arXiv" in preset["source"]) == ("arXiv" in sys.modules[MODELS[name].__module__].__doc__)

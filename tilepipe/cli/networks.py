@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect as inspection
 import json
 import os
+import re
 import sys
 import textwrap
 from dataclasses import asdict
@@ -253,7 +254,8 @@ def about_preset(name: str) -> dict[str, str] | None:
     if factory is None:
         return None
     paragraphs = [" ".join(text.split()) for text in (sys.modules[factory.__module__].__doc__ or "").split("\n\n")]
-    source = next((text for text in paragraphs[1:] if "arXiv" in text), "")
+    cited = (re.match(r".*?arXiv[^)]*\)", text) for text in paragraphs)
+    source = next((found[0] for found in cited if found), "")
     about = inspection.getdoc(factory) or ""
     return {"about": " ".join(about.split("\n\n")[0].split()), "family": paragraphs[0], "source": source}
 

@@ -33,7 +33,7 @@ class Branch:
     """A side branch that arrives at a join."""
 
     fork: str
-    """The layer at which it left the trunk."""
+    """The layer at which it left the trunk; with its operator where its module ran several."""
     sizes: tuple[tuple[int, int], ...]
     """(rows, columns) at the fork and after each layer of the branch that changes them; the last arrive."""
     positions: bool = False
@@ -210,7 +210,7 @@ def _branches(trace: Trace, back: Sequence[int], index: int) -> Iterator[Branch]
         return
     if layer.expected is not None:
         pool = trace.layers[layer.inputs[1]]
-        yield Branch(trace.layers[pool.inputs[0]].name, (layer.expected,), positions=True)
+        yield Branch(_label(trace, pool.inputs[0]), (layer.expected,), positions=True)
         return
     trunk = _path(back, back[index])
     places = {each: place for place, each in enumerate(trunk)}
@@ -225,7 +225,14 @@ def _branches(trace: Trace, back: Sequence[int], index: int) -> Iterator[Branch]
         passed = trunk[places[side[0]] + 1 :]
         if changing or any(_changes(trace, each) for each in passed):
             sizes = tuple(trace.layers[each].size for each in (side[0], *changing))
-            yield Branch(trace.layers[side[0]].name, sizes)
+            yield Branch(_label(trace, side[0]), sizes)
+
+
+def _label(trace: Trace, index: int) -> str:
+    """A layer's name, with its operator where its module ran others, too."""
+    name, operator = trace.layers[index].name, trace.layers[index].operator
+    alone = all(layer.operator == operator for layer in trace.layers if layer.name == name)
+    return name if alone else f"{name} {operator}"
 
 
 # ---- formulas ---------------------------------------------------------------------------------------------------
