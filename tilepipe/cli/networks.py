@@ -254,7 +254,7 @@ def about_preset(name: str) -> dict[str, str] | None:
     if factory is None:
         return None
     paragraphs = [" ".join(text.split()) for text in (sys.modules[factory.__module__].__doc__ or "").split("\n\n")]
-    cited = (re.match(r".*?arXiv[^)]*\)", text) for text in paragraphs)
+    cited = (re.match(r'.*?"[^"]+" \([^)]*\)', text) for text in paragraphs)  # authors, "title" (where)
     source = next((found[0] for found in cited if found), "")
     about = inspection.getdoc(factory) or ""
     return {"about": " ".join(about.split("\n\n")[0].split()), "family": paragraphs[0], "source": source}
