@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
 
-from tilepipe.checkpoint import Model, load_model
+from tilepipe.checkpoint import Model
 from tilepipe.combine import Combination
 from tilepipe.crf import CrfParameters
 from tilepipe.ensemble import Block, Ensemble, Meeting, Voice
@@ -49,7 +49,7 @@ class MemberRecipe:
 
     def load(self) -> Model:
         """The model, if it is still the one that the job was planned with."""
-        model = self.reference if isinstance(self.reference, Model) else load_model(self.reference)
+        model = self.reference if isinstance(self.reference, Model) else self.reference.load()
         if model.digest != self.digest:
             raise RunError(f"{model.source} changed while the job was starting; run the command again")
         return model

@@ -19,13 +19,15 @@ from tilepipe.options import SegmentOptions
 from tilepipe.raster.bands import select_bands
 from tilepipe.raster.info import BandChoice
 from tilepipe.raster.source import RasterInfo, RasterSource
+from tilepipe.reference import ModelReference
 from tilepipe.trace import geometry_of
 
-Reference = str | Model
-"""What a worker loads a model from: a name or path, or, for one that has neither, the model itself."""
+Reference = ModelReference | Model
+"""What a worker has a model from: how to load it, or, for one that was made in memory, the model itself."""
 
-Models = str | Path | Model | Sequence[str | Path | Model] | None
-"""How callers name models: one or several, each by name, file or itself; None for a bundled one."""
+OneModel = str | Path | Reference
+Models = OneModel | Sequence[OneModel] | None
+"""How callers name models: one or several, each by name, file, reference or itself; None for a bundled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,13 @@ def choose_models(
         if options.values is not None:
             raise UsageError("no bundled model predicts values; choose one with --model")
         model, note = _bundled(source, options.bands)
-        return [(model, model.source)], [note]
+        return [(model, ModelReference(model.source))], [note]
     several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     if not several:
         raise UsageError("no model was given; name one, or leave --model out for a bundled one")
-    chosen = [(each, each) if isinstance(each, Model) else _loaded(each) for each in several]
+    chosen: list[tuple[Model, Reference]] = [
+        (each, each) if isinstance(each, Model) else _loaded(each) for each in several
+    ]
     for model, _ in chosen:
         _check_task(model, options)
     if options.values is not None and len(chosen) > 1:
@@ -145,9 +149,9 @@ def choose_models(
     return chosen, []
 
 
-def _loaded(reference: str | Path) -> tuple[Model, Reference]:
-    model = load_model(reference)
-    return model, str(reference)
+def _loaded(given: str | Path | ModelReference) -> tuple[Model, ModelReference]:
+    reference = given if isinstance(given, ModelReference) else ModelReference.parse(given)
+    return reference.load(), reference
 
 
 def _check_task(model: Model, options: SegmentOptions) -> None:

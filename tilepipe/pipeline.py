@@ -20,7 +20,7 @@ from tilepipe.block import BlockRecipe, Outcome, run_block
 from tilepipe.checkpoint import Model
 from tilepipe.errors import ReadError, StoppedError, UsageError
 from tilepipe.job import Job, prepare
-from tilepipe.member import Models
+from tilepipe.member import Models, OneModel
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import BlockIndex
 from tilepipe.predict.prepare import use_large_pages
@@ -119,7 +119,7 @@ def segment_raster(
 def predict_raster(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
-    model: str | Path | Model,
+    model: OneModel,
     options: SegmentOptions | None = None,
     **telling: Any,
 ) -> Summary:

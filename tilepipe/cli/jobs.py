@@ -71,7 +71,7 @@ def segment(
     INPUT is read as one mosaic; OUTPUT.zarr gets the labels. The same command resumes one that was stopped.
     """
     options = job.resolve(overwrite, **network.resolve(), **labels.resolve())
-    run_job(paths, network.models, options, talk, dry_run)
+    run_job(paths, network.models(), options, talk, dry_run)
 
 
 @spread
@@ -91,7 +91,7 @@ def predict(
     as labels are. For regression, such as denoising; for a segmentation these are its scores.
     """
     options = job.resolve(overwrite, **network.resolve(), values=dtype)
-    run_job(paths, network.models, options, talk, dry_run)
+    run_job(paths, network.models(), options, talk, dry_run)
 
 
 def run_job(paths: list[str], models: Models, options: SegmentOptions, talk: LongTalk, dry_run: bool) -> None:
@@ -139,7 +139,7 @@ def plan(
     from tilepipe.job import prepare
 
     options = job.resolve(**network.resolve(), **labels.resolve())
-    print_plan(describe(prepare(inputs, network.models, options)), talk.json, talk.verbose)
+    print_plan(describe(prepare(inputs, network.models(), options)), talk.json, talk.verbose)
 
 
 def split_paths(paths: list[str]) -> tuple[list[str], str]:

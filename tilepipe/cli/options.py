@@ -33,6 +33,47 @@ class ModelOptions:
             "without it the bundled model that fits the bands. Given several times, the models are combined.",
         ),
     ] = None
+    weights: Annotated[
+        str | None,
+        option(
+            "--weights",
+            metavar="FILE",
+            panel=MAP,
+            help="The weights of a factory or architecture: safetensors, or a state dictionary (.pt, .pth).",
+        ),
+    ] = None
+    arg: Annotated[
+        list[str] | None,
+        option("--arg", metavar="KEY=VALUE", panel=MAP, help="An argument of the factory or architecture; repeatable."),
+    ] = None
+    classes: Annotated[
+        str | None,
+        option(
+            "--classes",
+            metavar="NAMES|N",
+            panel=MAP,
+            help="The classes of a network that does not name them, by commas, in the order of its scores.",
+        ),
+    ] = None
+    input_bands: Annotated[
+        str | None,
+        option(
+            "--input-bands",
+            metavar="NAMES|N",
+            panel=MAP,
+            help="The bands that such a network takes, in its order: red,green,blue,nir ...",
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        option("--mean", metavar="NUMBERS", panel=MAP, help="Their means, which such a network wants subtracted."),
+    ] = None
+    std: Annotated[
+        str | None,
+        option(
+            "--std", metavar="NUMBERS", panel=MAP, help="Their standard deviations, which it wants them divided by."
+        ),
+    ] = None
     stride: Annotated[
         int | None,
         option(
@@ -65,10 +106,38 @@ class ModelOptions:
         """The options as SegmentOptions takes them."""
         return {"stride": self.stride, "dense": self.dense, "tta": self.tta}
 
-    @property
     def models(self) -> Models:
-        """The models as the library takes them."""
-        return self.model[0] if self.model and len(self.model) == 1 else (self.model or None)
+        """The models as the library takes them; UsageError where what is told of one does not say of which."""
+        told = {
+            "weights": self.weights,
+            "arguments": self.arg or None,
+            "classes": self.classes,
+            "bands": self.input_bands,
+            "mean": self.mean,
+            "std": self.std,
+        }
+        given = [name for name, value in told.items() if value is not None]
+        names = self.model or []
+        if given and len(names) != 1:
+            raise UsageError(
+                f"{_FLAGS[given[0]]} describes one model and {len(names)} are given; describe each in a model.toml, "
+                "and give these as --model"
+            )
+        if not names:
+            return None
+        from tilepipe.reference import ModelReference
+
+        return [ModelReference.parse(name, **told) for name in names]
+
+
+_FLAGS = {
+    "weights": "--weights",
+    "arguments": "--arg",
+    "classes": "--classes",
+    "bands": "--input-bands",
+    "mean": "--mean",
+    "std": "--std",
+}
 
 
 @dataclass(frozen=True, slots=True)
