@@ -237,6 +237,13 @@ def test_inspect_shows_the_derivation_and_what_a_preset_is() -> None:
     assert found["preset"]["source"].endswith("(arXiv 1511.00561)")
 
 
+def test_inspect_derives_61_and_16n() -> None:
+    said = " ".join(run("inspect", "autoencoder", "--no-proof").output.split())
+    chain, end = PAPER["autoencoder"][2:]
+    assert f"{chain}: {end}" in said
+    assert "joins 13 from fine.6 (ReLU), 61 from input" in said
+
+
 def test_a_model_file_has_a_card_and_no_preset() -> None:
     found = json.loads(run("inspect", "synthetic-landcover", "--no-proof", "--json").stdout)
     assert found["preset"] is None

@@ -151,7 +151,12 @@ def network_text(found: dict[str, Any], verbose: bool) -> str:
     """What `describe_network` says, for people."""
     rows = [("model", found["model"]), *card_entries(found["card"], verbose), *preset_entries(found["preset"])]
     bands, scores = found["channels"]
-    rows.append(("size", f"{found['parameters']:,} parameters, {bands} bands to {scores} scores a pixel"))
+    rows.append(
+        (
+            "size",
+            f"{found['parameters']:,} parameters, {show.count(bands, 'band')} to {show.count(scores, 'score')} a pixel",
+        )
+    )
     rows += network_entries(found["network"])
     rows += derivation_entries(found["derivation"])
     rows.append(("exact", "yes" if found["exact"] else f"no: {found['obstacle']}"))
