@@ -23,6 +23,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ CONVOLUTIONS = sum(map(len, VGG16_STAGES))
 COLOURS = 3
 NORM_EPS = 1e-5  # torchvision's
 LEGAL = "SegNet, DeconvNet and FCN at width 1"
+UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError),
+    *(AttributeError, IndexError, KeyError, TypeError, MemoryError),
+)
+"""What a damaged or hostile file makes torch's reader raise."""
 
 Parameters = Mapping[str, Tensor]
 """A layer's tensors: weight, bias, and for a normalisation running_mean and running_var."""
@@ -123,10 +129,7 @@ def _read_safetensors(path: Path) -> Any:
 def _read_pth(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    # What a damaged or hostile file makes torch's reader raise.
-    except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: is not a usable file of weights: {_one_line(error)}") from None
-    except (AttributeError, IndexError, KeyError, TypeError, MemoryError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{path}: is not a usable file of weights: {_one_line(error)}") from None
 
 
@@ -145,8 +148,8 @@ def _from_torchvision(name: str, normalised: bool) -> Any:
         legal = ", ".join(f"{each}.{one}" for each, kind in families.items() for one in kind.__members__)
         raise ModelError(f"weights {name!r} are no file and not known to torchvision; legal are {legal}")
     try:
-        return known[member].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        return known[member].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (HTTPException, *UNREADABLE) as error:
         raise ModelError(
             f"weights {name} cannot be downloaded: {_one_line(error)}; download {known[member].url} elsewhere "
             "and give the file"
