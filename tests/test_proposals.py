@@ -163,6 +163,20 @@ def test_only_touched_blocks_are_written_and_each_once() -> None:
     np.testing.assert_array_equal(out.values, aggregate(maps, windows, (200, 300)))
 
 
+def test_a_few_windows_in_a_raster_of_a_million_squared_write_a_few_chunks(tmp_path) -> None:
+    shape = 1_000_000, 1_000_000
+    windows = [Window.of(row, row + 20, row, row + 20) for row in range(5, 1_000_000, 90_000)]
+    out = zarr.create_array(
+        tmp_path / "out.zarr", shape=(1, *shape), chunks=(1, 64, 64), dtype="float32", fill_value=np.nan
+    )
+    aggregate(lambda i: np.full((1, 20, 20), i, np.float32), windows, shape, out=out, block=(64, 64))
+    files = [path for path in (tmp_path / "out.zarr/c").rglob("*") if path.is_file()]
+    assert len(windows) <= len(files) <= 4 * len(windows)
+    last = windows[-1].rows.start
+    assert (out[0, last : last + 20, last : last + 20] == len(windows) - 1).all()
+    assert np.isnan(out[0, last - 1, last])
+
+
 def test_each_map_is_loaded_at_most_once_per_block_it_touches() -> None:
     maps, windows = scattered()
     loads: Counter[int] = Counter()
