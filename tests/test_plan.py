@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
@@ -150,6 +150,49 @@ def test_placements_of_all_blocks_reassemble_the_raster(
     assert (hits == 1).all()
     again = TilePlan.from_json(json.loads(json.dumps(made.to_json())))
     assert replace(again, projection=made.projection) == made
+
+
+@settings(deadline=None)
+@given(
+    st.lists(axes(), min_size=2, max_size=3),
+    st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    st.sampled_from([16, 32, 64, 128]),
+    st.integers(0, 30),
+    st.tuples(st.integers(20, 200), st.integers(20, 200)),
+)
+def test_several_networks_meet_core_by_core(
+    members: list[AxisGeometry], shape: tuple[int, int], core: int, margin: int, block: tuple[int, int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tilepipe.planner.CORES", {"cpu": (core,)})
+        request = PlanRequest("exact", block=block, margin=margin)
+        plans = plan([network(axis) for axis in members], shape, request, Resources(host_bytes=1 << 40))
+    for index in plans[0].blocks():
+        outputs = plans[0].block_window(index)
+        together = [made.cells(outputs) for made in plans]
+        hits = np.zeros(outputs.shape, int)
+        for cells in zip(*(cells for _, cells in together), strict=True):
+            assert len({(cell.inner, cell.outer) for cell in cells}) == 1
+            inner, outer = cells[0].inner, cells[0].outer.shift(*outputs.origin)
+            hits[inner.within(Window.whole(outputs.shape))] += 1
+            around = inner.shift(*outputs.origin)
+            grown = [
+                side.grow(margin, margin).clip(n) for side, n in zip((around.rows, around.cols), shape, strict=True)
+            ]
+            assert outer == Window(*grown)
+            for axis, made, (hull, _), cell in zip(members, plans, together, cells, strict=True):
+                source, crop = cell.placement.source.shift(*hull.origin), cell.placement.crop
+                assert crop.shape == outer.shape
+                for way, plan_axis in ((0, made.rows), (1, made.cols)):
+                    tile, need = (source.rows, source.cols)[way], (outer.rows, outer.cols)[way]
+                    assert tile.start + (crop.rows, crop.cols)[way].start == need.start
+                    # The tile ends where the raster does, or holds all that an aligned core around the need wants.
+                    before, after = axis.reach or (0, 0)
+                    start = need.start // axis.alignment * axis.alignment
+                    stop = -(-need.stop // axis.alignment) * axis.alignment
+                    assert tile.start == 0 or tile.start <= start - before
+                    assert tile.stop == plan_axis.extended or tile.stop >= stop + after
+        assert (hits == 1).all()
 
 
 def test_segnet_costs_what_its_reach_says() -> None:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
-from tilepipe.geometry.network import AxisGeometry, Geometry
+from tilepipe.geometry.network import AxisGeometry, Geometry, round_up
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.projection import Footprint, NetworkDemand, PixelLayout, Projection, Resources, project
 from tilepipe.window import Window
@@ -133,7 +133,8 @@ class _Planner:
 
     def _grown(self, axis: AxisGeometry) -> AxisGeometry:
         """The axis of a network whose outputs are refined from what lies within the margin."""
-        more = self.request.margin * axis.scale
+        # The reach is that of an aligned core: the margin counts by what it adds to one.
+        more = round_up(self.request.margin * axis.scale, axis.alignment)
         return axis if axis.reach is None else replace(axis, reach=(axis.reach[0] + more, axis.reach[1] + more))
 
     def _together(self, axis: int, core: int, single: bool) -> tuple[AxisPlan, ...]:
@@ -150,7 +151,8 @@ class _Planner:
         if len({each.outputs for each in made}) > 1:
             sizes = " and ".join(str(each.outputs) for each in made)
             raise PlanError(f"the models give {sizes} outputs for {length} pixels; they need the same grid")
-        return tuple(made)
+        # Where the last tile serves several cores, a network with a smaller halo needs a tile for each of them.
+        return tuple(replace(each, count=max(other.count for other in made)) for each in made)
 
     def blended(self) -> list[tuple[AxisPair, ...]]:
         """The one choice of axes that the request allows."""
