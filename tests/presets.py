@@ -78,7 +78,41 @@ DECONVNET_DECODER = chain("deconv 3x3", *[512] * 6, 256, 256, 256, 128, 128, 64,
 FULLY_CONNECTED = ("conv 7x7 512>4096", "conv 1x1 4096>4096")
 SEGNET_DECODER = chain("conv 3x3", *[512] * 6, 256, 256, 256, 128, 128, 64, 64, 11)
 
+BASIC_ENCODER = chain("conv 7x7", 3, *[64] * 4)
+TABLE_1 = "M, arXiv 1511.00561, table 1 (a multiple of 0.025); counted from sections 3.2 and 3.3"
+
+
+def basic(million: str, parameters: int, *decoder: str, reach: int = 93, halo: int = 96) -> Preset:
+    """A form of SegNet-Basic: its parameters in millions as published, and counted; its layers behind the encoder."""
+    return Preset(
+        reduced={"classes": 3, "width": 0.08},
+        sizes="16n",
+        alignment=16,
+        reach=(reach, reach),
+        halo=(halo, halo),
+        parameters=parameters,
+        published=f"{million} {TABLE_1}",
+        full={"classes": 11},
+        layers=(*BASIC_ENCODER, *decoder),
+    )
+
+
 PRESETS: dict[str, Preset] = {
+    "autoencoder": Preset(
+        reduced={"bands": 3, "width": 0.12},
+        sizes="61 + 16n",
+        alignment=16,
+        reach=(48, 45),
+        halo=(48, 48),
+        parameters=360_964,
+        published="none published; counted layer by layer for 1 band",
+        layers=(
+            *chain("conv 5x5 /2", 1, 32, 32, 64, 64),
+            *chain("deconv 5x5 /2", 64, 64, 32, 32, 1),
+            "conv 1x1 1>1",
+        ),
+    ),
+    "bilinear-interpolation": basic("0.625", 613_003, "conv 1x1 64>11", reach=61, halo=64),
     "deconvnet": Preset(
         reduced={"classes": 3, "width": 0.03},
         sizes="224 + 32n",
@@ -90,6 +124,24 @@ PRESETS: dict[str, Preset] = {
         full={"classes": 21},
         layers=(*VGG16, *FULLY_CONNECTED, "deconv 7x7 4096>512", *DECONVNET_DECODER, "conv 1x1 64>21"),
     ),
+    "dilated-fcn": Preset(
+        reduced={"classes": 3, "width": 0.05},
+        sizes="any size from 1",
+        alignment=1,
+        reach=(54, 54),
+        halo=(54, 54),
+        parameters=795_430,
+        published="none published; counted layer by layer",
+        full={"classes": 6},
+        layers=(
+            *("conv 5x5 3>32", "conv 5x5 dilated 2 32>64", "conv 5x5 dilated 4 64>96", "conv 5x5 dilated 8 96>128"),
+            *("conv 4x4 dilated 16 128>128", "conv 1x1 128>128", "conv 1x1 128>6"),
+        ),
+    ),
+    "fcn-basic": basic("0.65", 646_168, *["conv 1x1 64>11"] * 4, *["deconv 8x8 /2 11>11"] * 4),
+    "fcn-basic-noaddition": basic("0.65", 644_023, "conv 1x1 64>11", *["deconv 8x8 /2 11>11"] * 4),
+    "fcn-basic-noaddition-nodimreduction": basic("1.625", 1_661_835, *["deconv 8x8 /2 64>64"] * 4, "conv 1x1 64>11"),
+    "fcn-basic-nodimreduction": basic("1.625", 1_661_835, *["deconv 8x8 /2 64>64"] * 4, "conv 1x1 64>11"),
     "fcn32s": Preset(
         reduced={"classes": 3, "width": 0.03},
         sizes="any size from 1",
@@ -142,6 +194,18 @@ PRESETS: dict[str, Preset] = {
             "deconv 16x16 /8 21>21 in 21 groups",
         ),
     ),
+    "lenet": Preset(
+        reduced={"classes": 3, "width": 0.2},
+        sizes="28 + 4n",
+        alignment=4,
+        reach=(0, 24),
+        halo=(0, 24),
+        parameters=431_080,
+        published="431,080, Caffe's LeNet",
+        bands=1,
+        scale=4,
+        layers=("conv 5x5 1>20", "conv 5x5 20>50", "conv 4x4 50>500", "conv 1x1 500>10"),
+    ),
     "linear": Preset(
         reduced={"classes": 3},
         sizes="any size from 1",
@@ -164,16 +228,10 @@ PRESETS: dict[str, Preset] = {
         full={"classes": 11},
         layers=VGG16 + SEGNET_DECODER,
     ),
-    "segnet-basic": Preset(
-        reduced={"classes": 3, "width": 0.1},
-        sizes="16n",
-        alignment=16,
-        reach=(93, 93),
-        halo=(96, 96),
-        parameters=1_416_587,
-        published="1.425 M, arXiv 1511.00561, table 1; counted from the authors' published definition",
-        full={"classes": 11},
-        layers=(*chain("conv 7x7", 3, *[64] * 8), "conv 1x1 64>11"),
+    "segnet-basic": basic("1.425", 1_416_587, *chain("conv 7x7", *[64] * 5), "conv 1x1 64>11"),
+    "segnet-basic-encoder-addition": basic("1.425", 1_416_587, *chain("conv 7x7", *[64] * 5), "conv 1x1 64>11"),
+    "segnet-basic-single-channel-decoder": basic(
+        "0.625", 626_315, *["conv 7x7 64>64 in 64 groups"] * 4, "conv 1x1 64>11"
     ),
 }
 """Every name of `MODELS`."""

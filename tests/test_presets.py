@@ -207,7 +207,7 @@ def answers(network: nn.Module, made: Geometry, bands: int, along: int, reach: t
     outputs = []
     with torch.inference_mode():
         for profile in profiles:
-            image = profile[:, None].expand(length, across.sizes.minimums[0])
+            image = profile[:, None].expand(length, across.sizes.ceil(50))
             image = image.T if along else image
             scores = network(image.expand(1, bands, *image.shape).contiguous())
             outputs.append(scores.narrow(2 + along, core.start, len(core)))

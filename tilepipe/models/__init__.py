@@ -8,16 +8,26 @@ from collections.abc import Callable
 from torch import nn
 
 from tilepipe.errors import ModelError
-from tilepipe.models import deconvnet, fcn, linear, segnet
+from tilepipe.models import autoencoder, deconvnet, dilated, fcn, lenet, linear, segnet, segnet_basic
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "autoencoder": autoencoder.autoencoder,
+    "bilinear-interpolation": segnet_basic.bilinear_interpolation,
     "deconvnet": deconvnet.deconvnet,
+    "dilated-fcn": dilated.dilated_fcn,
+    "fcn-basic": segnet_basic.fcn_basic,
+    "fcn-basic-noaddition": segnet_basic.fcn_basic_noaddition,
+    "fcn-basic-noaddition-nodimreduction": segnet_basic.fcn_basic_noaddition_nodimreduction,
+    "fcn-basic-nodimreduction": segnet_basic.fcn_basic_nodimreduction,
     "fcn32s": fcn.fcn32s,
     "fcn16s": fcn.fcn16s,
     "fcn8s": fcn.fcn8s,
+    "lenet": lenet.lenet,
     "linear": linear.Linear,
     "segnet": segnet.segnet,
-    "segnet-basic": segnet.segnet_basic,
+    "segnet-basic": segnet_basic.segnet_basic,
+    "segnet-basic-encoder-addition": segnet_basic.encoder_addition,
+    "segnet-basic-single-channel-decoder": segnet_basic.single_channel_decoder,
 }
 """Architecture names, and the functions that make them from keyword arguments."""
 

@@ -1,4 +1,4 @@
-"""What the presets share: layers with batch normalisation, upsampling, first weights, the check of an input's sides."""
+"""What the presets share: layers with batch normalisation, upsampling, first weights, checks of arguments and sides."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ UPSAMPLINGS = ("unpool", "nearest", "bilinear")
 """How a decoder stage may undo a 2x2 pooling."""
 
 
-def conv_norm(incoming: int, outgoing: int, kernel: int) -> list[nn.Module]:
-    """A convolution that keeps the size, and its batch normalisation."""
-    return [nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2), nn.BatchNorm2d(outgoing)]
+def conv_norm(incoming: int, outgoing: int, kernel: int, groups: int = 1) -> list[nn.Module]:
+    """A convolution that keeps the size, in groups of channels, and its batch normalisation."""
+    conv = nn.Conv2d(incoming, outgoing, kernel, padding=kernel // 2, groups=groups)
+    return [conv, nn.BatchNorm2d(outgoing)]
 
 
 def conv_stage(widths: list[int]) -> nn.Sequential:
@@ -43,6 +44,20 @@ def upsample(x: Tensor, indices: Tensor, size: tuple[int, ...], how: str) -> Ten
     if how == "unpool":
         return F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size)
     return F.interpolate(x, size=size, mode=how)
+
+
+def scaled(published: int, width: float) -> int:
+    """The number of features, at least 1, of a layer that has `published` of them at width 1."""
+    return max(1, round(published * width))
+
+
+def check_numbers(name: str, width: float, **counts: int) -> None:
+    """Nothing; raises ModelError for a width or a number of classes or bands that no network can have."""
+    for what, count in counts.items():
+        if count < 1:
+            raise ModelError(f"{name}: {what} {count} cannot be; use 1 or more")
+    if not 0.0 < width <= 16.0:
+        raise ModelError(f"{name}: width {width} is not legal; choose a factor above 0, up to 16")
 
 
 def initialise(network: nn.Module) -> None:

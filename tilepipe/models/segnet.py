@@ -1,7 +1,7 @@
-"""SegNet and SegNet-Basic: encoders whose pooling indices place the decoder's features.
+"""SegNet: an encoder whose pooling indices place the decoder's features.
 
 Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image
-Segmentation" (arXiv 1511.00561), with the layer tables of the authors' published definitions.
+Segmentation" (arXiv 1511.00561), with the layer table of the authors' published definition.
 
     SegNet, width 1            encoder (VGG16)          decoder (mirrored)
     stage 1, full size         64, 64         pool      unpool   64, classes
@@ -10,15 +10,10 @@ Segmentation" (arXiv 1511.00561), with the layer tables of the authors' publishe
     stage 4, 1/8               512, 512, 512  pool      unpool   512, 512, 256
     stage 5, 1/16              512, 512, 512  pool      unpool   512, 512, 512
 
-Every convolution is 3x3 with padding 1, batch normalisation and ReLU; the last one gives the class scores bare.
+Every convolution is 3x3 with padding 1, batch normalisation and ReLU; the last one gives the class scores bare. At 11
+classes and 3 bands that are 29,449,355 parameters. `upsample` puts interpolation in the place of unpooling: "nearest"
+repeats every feature, 2x2, and "bilinear" interpolates by 2, so that switches and repetition can be compared.
 Legal sizes are 32n.
-
-    SegNet-Basic, width 1      64 features everywhere, 7x7 with padding 3 and batch normalisation
-    encoder                    four times: convolution, ReLU, pool
-    decoder                    four times: unpool, convolution (no bias, no ReLU)
-    classifier                 1x1 to the classes
-
-Legal sizes are 16n.
 """
 
 from __future__ import annotations
@@ -29,8 +24,15 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilepipe.errors import ModelError
-from tilepipe.models.layers import check_sides, conv_norm, conv_stage, initialise
+from tilepipe.models.layers import (
+    check_numbers,
+    check_sides,
+    check_upsampling,
+    conv_stage,
+    initialise,
+    scaled,
+    upsample,
+)
 
 torch.fx.wrap("check_sides")
 
@@ -41,12 +43,11 @@ SEGNET_STAGES: tuple[tuple[int, ...], ...] = (
     (512, 512, 512),
     (512, 512, 512),
 )
-BASIC_STAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class SegNetConfig:
-    """What a SegNet or SegNet-Basic is made from."""
+    """What a SegNet, or a form of SegNet-Basic, is made from."""
 
     classes: int = 11
     """Number of scores per pixel."""
@@ -54,16 +55,16 @@ class SegNetConfig:
     """Number of input channels."""
     width: float = 1.0
     """Factor on every layer's number of features, rounded, at least 1; 1 is the published network."""
+    upsample: str = "unpool"
+    """How SegNet's decoder undoes a pooling, one of UPSAMPLINGS."""
 
     def __post_init__(self) -> None:
-        if self.classes < 1 or self.bands < 1:
-            raise ModelError(f"a SegNet of {self.bands} bands and {self.classes} classes cannot be; use 1 or more")
-        if not 0.0 < self.width <= 16.0:
-            raise ModelError(f"SegNet width {self.width} is not legal; choose a factor above 0, up to 16")
+        check_numbers("SegNet", self.width, classes=self.classes, bands=self.bands)
+        check_upsampling(self.upsample)
 
     def features(self, published: int) -> int:
         """The number of features of a layer that has `published` of them at width 1."""
-        return max(1, round(published * self.width))
+        return scaled(published, self.width)
 
 
 class SegNet(nn.Module):
@@ -89,48 +90,17 @@ class SegNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
         check_sides(x.shape, "SegNet", 32)
-        return self.classifier(down_and_up(x, self.encoder, self.decoder))
+        places = []
+        for stage in self.encoder:
+            x = stage(x)
+            size = x.shape[-2:]
+            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            places.append((indices, size))
+        for stage in self.decoder:
+            x = stage(upsample(x, *places.pop(), self.config.upsample))
+        return self.classifier(x)
 
 
-class SegNetBasic(nn.Module):
-    """Class scores (N, classes, H, W) of images (N, bands, H, W) whose sides are multiples of 16."""
-
-    def __init__(self, config: SegNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        features = config.features(64)
-        self.encoder = nn.ModuleList(
-            nn.Sequential(*conv_norm(config.bands if stage == 0 else features, features, 7), nn.ReLU(inplace=True))
-            for stage in range(BASIC_STAGES)
-        )
-        self.decoder = nn.ModuleList(nn.Sequential(*conv_norm(features, features, 7)) for _ in range(BASIC_STAGES))
-        self.classifier = nn.Conv2d(features, config.classes, 1)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores, before any softmax."""
-        check_sides(x.shape, "SegNet-Basic", 16)
-        return self.classifier(down_and_up(x, self.encoder, self.decoder))
-
-
-def down_and_up(x: Tensor, encoder: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
-    """The features (N, C, H, W) after all stages: pooled 2x2 behind each encoder stage, put back where they were."""
-    places = []
-    for stage in encoder:
-        x = stage(x)
-        size = x.shape[-2:]
-        x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
-        places.append((indices, size))
-    for stage, (indices, size) in zip(decoder, reversed(places), strict=True):
-        x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
-    return x
-
-
-def segnet(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNet:
+def segnet(classes: int = 11, bands: int = 3, width: float = 1.0, upsample: str = "unpool") -> SegNet:
     """A SegNet with random weights; 29,449,355 parameters as published (11 classes, 3 bands, width 1)."""
-    return SegNet(SegNetConfig(classes, bands, width))
-
-
-def segnet_basic(classes: int = 11, bands: int = 3, width: float = 1.0) -> SegNetBasic:
-    """A SegNet-Basic with random weights; 1,416,587 parameters as published (11 classes, 3 bands, width 1)."""
-    return SegNetBasic(SegNetConfig(classes, bands, width))
+    return SegNet(SegNetConfig(classes, bands, width, upsample))
