@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 PURE = {
     "errors",
     "window",
+    "geometry.derivation",
     "geometry.steps",
     "geometry.network",
     "geometry.residues",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from tilepipe.errors import TilepipeError
     from tilepipe.job import Job, prepare
     from tilepipe.options import SegmentOptions
-    from tilepipe.pipeline import Summary, segment_raster
+    from tilepipe.padded import Padded
+    from tilepipe.pipeline import Summary, predict_raster, segment_raster
+    from tilepipe.proposals import aggregate
+    from tilepipe.reference import ModelReference
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
@@ -22,10 +25,14 @@ _HOME = {
     "Job": "tilepipe.job",
     "Model": "tilepipe.checkpoint",
     "ModelCard": "tilepipe.checkpoint",
+    "ModelReference": "tilepipe.reference",
+    "Padded": "tilepipe.padded",
     "SegmentOptions": "tilepipe.options",
     "Summary": "tilepipe.pipeline",
     "TilepipeError": "tilepipe.errors",
+    "aggregate": "tilepipe.proposals",
     "load_model": "tilepipe.checkpoint",
+    "predict_raster": "tilepipe.pipeline",
     "prepare": "tilepipe.job",
     "save_model": "tilepipe.checkpoint",
     "segment_raster": "tilepipe.pipeline",
@@ -36,11 +43,15 @@ __all__ = [
     "Job",
     "Model",
     "ModelCard",
+    "ModelReference",
+    "Padded",
     "SegmentOptions",
     "Summary",
     "TilepipeError",
     "__version__",
+    "aggregate",
     "load_model",
+    "predict_raster",
     "prepare",
     "save_model",
     "segment_raster",
