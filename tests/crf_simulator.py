@@ -25,29 +25,27 @@ def field(classes: int, shape: tuple[int, int], dtype: Any) -> tuple[Array, Arra
 
 
 def check_agreement() -> None:
-    for classes, dtype, tolerance in ((3, np.float64, 1e-12), (10, np.float32, 1e-5)):
-        p = CrfParameters(iterations=2, radius=2, color_deviation=0.4)
-        probabilities, colors = field(classes, (9, 35), dtype)
-        valid = RNG.random((9, 35)) < 0.8
-        for known in (None, valid):
-            device = HostDevice()
-            before = probabilities.copy(), colors.copy()
-            refined = refine_on(device, probabilities, colors, known, p)  # type: ignore[arg-type]
-            assert refined.dtype == dtype
-            np.testing.assert_allclose(refined, refine(probabilities, colors, known, p), atol=tolerance)
-            np.testing.assert_array_equal((probabilities, colors)[0], before[0])
-            np.testing.assert_array_equal((probabilities, colors)[1], before[1])
-            assert [kernels_for(np.dtype(dtype)).index(k) for k in device.launched] == [0, 1, 1]
-        assert (refined[:, ~valid] == probabilities[:, ~valid]).all()
+    p = CrfParameters(iterations=2, radius=2, color_deviation=0.4)
+    valid = RNG.random((5, 35)) < 0.8
+    for classes, dtype, known, tolerance in ((3, np.float64, None, 1e-12), (10, np.float32, valid, 1e-5)):
+        probabilities, colors = field(classes, (5, 35), dtype)
+        before, device = (probabilities.copy(), colors.copy()), HostDevice()
+        refined = refine_on(device, probabilities, colors, known, p)  # type: ignore[arg-type]
+        assert refined.dtype == dtype
+        np.testing.assert_allclose(refined, refine(probabilities, colors, known, p), atol=tolerance)
+        np.testing.assert_array_equal(probabilities, before[0])
+        np.testing.assert_array_equal(colors, before[1])
+        assert [kernels_for(np.dtype(dtype)).index(k) for k in device.launched] == [0, 1, 1]
+    assert (refined[:, ~valid] == probabilities[:, ~valid]).all()
 
 
 def check_cuts() -> None:
     p = CrfParameters(iterations=2, radius=1)
-    probabilities, colors = field(2, (12, 14), np.float32)
+    probabilities, colors = field(2, (8, 11), np.float32)
     device: Any = HostDevice()
     whole = refine_on(device, probabilities, colors, None, p)
-    part = refine_on(device, probabilities[:, 2:, 3:11], colors[:, 2:, 3:11], None, p)
-    np.testing.assert_array_equal(part[:, p.reach :, p.reach : -p.reach], whole[:, 4:, 5:9])
+    part = refine_on(device, probabilities[:, 2:, 3:10], colors[:, 2:, 3:10], None, p)
+    np.testing.assert_array_equal(part[:, p.reach :, p.reach : -p.reach], whole[:, 4:, 5:8])
 
 
 def check_memory() -> None:

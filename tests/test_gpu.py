@@ -69,3 +69,20 @@ def test_a_device_that_gives_too_little_ends_the_job_before_anything_is_stored(t
         with pytest.raises(RunError, match="smaller"):
             predictor.settle(64 << 20)
         predictor.settle(torch.cuda.get_device_properties(0).total_memory)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
+def test_refinement_agrees_with_the_cpu(dtype: type[np.floating], tolerance: float) -> None:
+    from tilepipe.crf import CrfParameters, refine
+    from tilepipe.crf_cuda import refine_on
+    from tilepipe.predict.cuda_device import CudaDevice
+
+    rng, p = np.random.default_rng(7), CrfParameters(iterations=3, radius=4)
+    probabilities = np.ascontiguousarray(rng.dirichlet(np.ones(11), (301, 203)).transpose(2, 0, 1), dtype)
+    colors, valid = rng.normal(0, 0.5, (3, 301, 203)).astype(dtype), rng.random((301, 203)) < 0.9
+    device = CudaDevice(torch.device("cuda", 0))
+    whole = refine_on(device, probabilities, colors, valid, p)
+    assert whole.dtype == dtype
+    np.testing.assert_allclose(whole, refine(probabilities, colors, valid, p), atol=tolerance)
+    part = refine_on(device, probabilities[:, 40:], colors[:, 40:], valid[40:], p)
+    np.testing.assert_array_equal(part[:, p.reach :], whole[:, 40 + p.reach :])

@@ -61,7 +61,7 @@ def _queue(device: CudaDevice, staged: list[torch.Tensor], parameters: CrfParame
     tables, weights = (torch.from_numpy(a).to(given.device) for a in profiles(parameters, kind))
     colors.mul_(1 / (math.sqrt(2) * parameters.color_deviation))
     prior = given.clamp(min=FLOOR)
-    before, after = torch.where(valid, prior, given), torch.empty_like(given)
+    before, after = torch.where(valid, prior, given), given
     strength = torch.empty((2, height, width), dtype=given.dtype, device=given.device)
     strengths, step = kernels_for(kind)
     launch = blocks_for((height, width)), THREADS
