@@ -273,7 +273,7 @@ class Traced(nn.Module):
 
 REFUSED: list[tuple[nn.Module, Sequence[str]]] = [
     (chain(nn.AdaptiveAvgPool2d(1)), ["1 (AdaptiveAvgPool2d) pools over the whole map", "use average pooling"]),
-    (chain(nn.Flatten(), nn.Linear(4, 3)), ["(Linear) sees a flattened map", "write linear layers as convolutions"]),
+    (chain(nn.Flatten(), nn.Linear(4, 3)), ["1 (Flatten) sees a flattened map", "write linear layers as convolutions"]),
     (chain(nn.Conv2d(4, 4, 3, padding=1)), ["1 (Conv2d) pads its input", "use no padding"]),
     (chain(nn.Conv2d(4, 4, 3, padding="same")), ["1 (Conv2d) pads"]),
     (chain(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")), ["1 (Conv2d) pads"]),
@@ -287,7 +287,9 @@ REFUSED: list[tuple[nn.Module, Sequence[str]]] = [
     (chain(nn.BatchNorm2d(4, track_running_stats=False)), ["1 (BatchNorm2d) normalises by its own input"]),
     (chain(nn.Softmax(dim=3)), ["1 (Softmax) is none of the layers that can be slid"]),
     (chain(nn.LPPool2d(2, 2)), ["1 (LPPool2d) is none of the layers", "max or average pooling"]),
-    (networks.SkipNet(), ["(cat) joins several layers"]),
+    (networks.SkipNet(), ["up_b (ConvTranspose2d) makes its map larger"]),
+    (networks.Parallel(), ["four.2 (ConvTranspose2d)"]),
+    (Traced(lambda n, x: torch.cat([n.a(x), n.a(x)], 1)), ["cat (cat) joins several layers"]),
     (Traced(lambda n, x: n.a(x) + n.b(n.a(x))[:, :, :1]), ["add (add) reads several layers"]),
     (Traced(lambda n, x: n.a(x).mean((2, 3))), ["mean (mean) pools over the whole map"]),
     (Traced(lambda n, x: F.max_pool2d(n.a(x), 2, padding=1)), ["(MaxPool2d) pads its input"]),

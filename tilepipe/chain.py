@@ -126,8 +126,8 @@ def chain_of(network: nn.Module) -> list[Link]:
     """
     own = copy.deepcopy(network).eval()
     # torch.fx takes torch's own modules as they are, except the outermost.
-    root = nn.Sequential(own) if type(own).__module__.startswith("torch.nn.modules") else own
-    root = own if isinstance(own, nn.Sequential) else root
+    single = type(own).__module__.startswith("torch.nn.modules") and not isinstance(own, nn.Sequential)
+    root = nn.Sequential(own) if single else own
     try:
         graph = fx.Tracer().trace(root)
     except Exception as error:  # networks run arbitrary code while they are traced, and may raise anything
@@ -141,11 +141,13 @@ def chain_of(network: nn.Module) -> list[Link]:
 
 def _path(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
     """The nodes from the input to the output, both left out; ModelError where they are no chain."""
+    for each in graph.nodes:
+        if each.op in ("call_module", "call_function", "call_method"):
+            _refuse_known(each, modules)
     path: list[fx.Node] = []
     node = next(node for node in graph.nodes if node.op == "output").args[0]
     while isinstance(node, fx.Node) and node.op not in ("placeholder", "get_attr"):
         path.insert(0, node)
-        _refuse_known(node, modules)
         if len(node.all_input_nodes) != 1:
             raise _refusal(
                 node, modules, "reads several layers; only a chain, where each layer reads the last, will do"
@@ -189,6 +191,7 @@ def _refusal(node: fx.Node, modules: Mapping[str, nn.Module], reason: str) -> Mo
 
 
 def _refuse_known(node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
+    """Nothing; raises ModelError for a layer that no chain may have."""
     name = type(modules[str(node.target)]).__name__ if node.op == "call_module" else _called(node.target)
     if "adaptive" in name.lower():
         raise _refusal(node, modules, _GLOBAL)
