@@ -44,9 +44,9 @@ def colors_of(value: Any) -> tuple[tuple[int, int, int], ...]:
 
 
 def arguments_of(value: Any) -> dict[str, Any]:
-    """Keyword arguments: a table, or texts "name=value"."""
+    """Keyword arguments: a table, or texts "name=value"; the text "none" stands for None, which TOML lacks."""
     if isinstance(value, Mapping):
-        return {str(key): each for key, each in value.items()}
+        return {str(key): None if each == "none" else each for key, each in value.items()}
     pairs = [value] if isinstance(value, str) else value
     if not isinstance(pairs, Sequence):
         raise ModelError(f"arguments {value!r} are not legal; give name=value for each")
