@@ -310,18 +310,19 @@ class Hostile:
         return (print, ("code was run",))
 
 
-@pytest.fixture
-def bad(tmp_path, files):
+@pytest.fixture(scope="module")
+def bad(files, tmp_path_factory):
     """Files that hold no weights of VGG16, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("bad")
     state = torch.load(files[False], weights_only=True)
 
     def saved(name, content):
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
+        torch.save(content, folder / name)
+        return folder / name
 
     def written(name, content):
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
+        (folder / name).write_bytes(content)
+        return folder / name
 
     first = "features.0.weight"
     return {
@@ -339,10 +340,17 @@ def bad(tmp_path, files):
         "wrong shape": saved("shape.pth", {**state, first: torch.zeros(64, 4, 3, 3)}),
         "no bias": saved("bias.pth", {k: v for k, v in state.items() if k != "features.2.bias"}),
         "not finite": saved("nan.pth", {**state, first: torch.full((64, 3, 3, 3), torch.nan)}),
-        "missing": tmp_path / "missing.pth",
-        "folder": tmp_path,
+        "missing": folder / "missing.pth",
+        "folder": folder,
         "unknown name": "RESNET_Weights.DEFAULT",
     }
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """A network, and its tensors as they were."""
+    network = narrow("fcn32s")
+    return network, {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -358,9 +366,8 @@ def bad(tmp_path, files):
         ("unknown name", "legal are VGG16_Weights.IMAGENET1K_V1, .*VGG16_BN_Weights"),
     ],
 )
-def test_bad_weights_end_in_one_line_and_change_nothing(what, message, bad, capfd):
-    network = narrow("fcn32s")
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+def test_bad_weights_end_in_one_line_and_change_nothing(what, message, bad, untouched, capfd):
+    network, before = untouched
     with pytest.raises(ModelError, match=message) as caught:
         start_from_vgg16(network, bad[what])
     assert "\n" not in str(caught.value)
