@@ -96,6 +96,20 @@ def test_a_pixel_gets_the_same_bits_wherever_it_lies() -> None:
         assert (found == found[:, :1, :1]).all()
 
 
+def test_pixels_without_data_disturb_no_other() -> None:
+    rng = np.random.default_rng(9)
+    scores = [rng.normal(size=(3, 2, 140)).astype(np.float32) for _ in range(2)]
+    keep = rng.random((2, 140)) < 0.5
+    holes = [np.where(keep, s, np.float32(np.nan)) for s in scores]
+    for how in ("mean", "max"):
+        made = [
+            maps_of(combine([softmax_in_place(s.copy()) for s in given], [(0, 1, 2)] * 2, how), keep, Wanted(True))  # type: ignore[arg-type]
+            for given in (scores, holes)
+        ]
+        np.testing.assert_array_equal(made[0].labels, made[1].labels)
+        np.testing.assert_array_equal(made[0].confidence, made[1].confidence)
+
+
 def test_other_ways_of_combining_are_refused() -> None:
     with pytest.raises(UsageError, match="'median' is not known; use mean or max"):
         combine([np.ones((1, 1, 1))], [(0,)], "median")  # type: ignore[arg-type]

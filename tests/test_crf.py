@@ -91,7 +91,7 @@ def test_refined_as_by_brute_force(
     probabilities, colors = random_field(rng, classes, (height, width), bands=int(rng.integers(1, 5)))
     valid = mask(rng, (height, width), share)
     if valid is not None:
-        colors[:, ~valid] = np.nan  # nobody looks there
+        colors[:, ~valid] = probabilities[:, ~valid] = np.nan  # nobody looks there
     expected = brute_force(probabilities, colors, valid, p)
     refined = refine(probabilities, colors, valid, p)
     assert refined.dtype == np.float64
