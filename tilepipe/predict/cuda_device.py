@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from tilepipe.errors import UsageError
 from tilepipe.predict.scores import Array
 
-try:
-    from numba import cuda
-except ImportError as error:  # numba's CUDA part is the `gpu` extra
-    raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]") from error
+# numba's own CUDA part cannot compile our kernels; the `gpu` extra brings its successor of the same name.
+if find_spec("numba_cuda") is None:
+    raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]")
+from numba import cuda
 
 
 class CudaDevice:
