@@ -7,7 +7,7 @@ parameters it has at the published width, and, where the source publishes a tabl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -49,7 +49,7 @@ class Preset:
     def make(self, name: str) -> nn.Module:
         """The small network, its weights drawn from a fixed seed, in evaluation mode."""
         torch.manual_seed(1)
-        return build(name, **self.reduced).eval()
+        return build(name.split(maxsplit=1)[0], **self.reduced).eval()
 
 
 def layers_of(network: nn.Module) -> tuple[str, ...]:
@@ -235,3 +235,19 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """Every name of `MODELS`."""
+
+VARIANTS: dict[str, Preset] = {
+    "segnet nearest": replace(
+        PRESETS["segnet"],
+        reduced={"classes": 3, "width": 0.06, "upsample": "nearest"},
+        full={"classes": 11, "upsample": "nearest"},
+    ),
+    "segnet bilinear": replace(
+        PRESETS["segnet"],
+        reduced={"classes": 3, "width": 0.06, "upsample": "bilinear"},
+        full={"classes": 11, "upsample": "bilinear"},
+        reach=(218, 218),
+        halo=(224, 224),
+    ),
+}
+"""Presets with options that change what they compute: the name, and what is changed."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from presets import PRESETS, layers_of
+from presets import PRESETS, VARIANTS, layers_of
 from reference import model_of, scene, settled, whole_scores
 from tiling import planned, some_tile, tiled_labels
 from torch import nn
@@ -19,11 +19,13 @@ from tilepipe.errors import GeometryError
 from tilepipe.geometry.network import AxisGeometry, Geometry
 from tilepipe.models import MODELS, build
 from tilepipe.plan import PlanRequest
+from tilepipe.predict.prepare import prepare
 from tilepipe.proof import prove
 from tilepipe.trace import geometry_of
 from tilepipe.window import Interval
 
-EVERY = pytest.mark.parametrize("name", sorted(PRESETS))
+ROWS = PRESETS | VARIANTS
+EVERY = pytest.mark.parametrize("name", sorted(ROWS))
 AMPLITUDES = (0.1, 1e3, 1e8, 1e12)
 
 
@@ -33,7 +35,7 @@ def test_the_table_has_every_architecture():
 
 @cache
 def geometry(name: str) -> Geometry:
-    return geometry_of(PRESETS[name].make(name), PRESETS[name].bands)
+    return geometry_of(ROWS[name].make(name), ROWS[name].bands)
 
 
 def some_sizes(axis: AxisGeometry, count: int = 3) -> list[int]:
@@ -49,7 +51,7 @@ def some_sizes(axis: AxisGeometry, count: int = 3) -> list[int]:
 
 @EVERY
 def test_outputs_have_the_derived_sizes(name: str):
-    preset, made = PRESETS[name], geometry(name)
+    preset, made = ROWS[name], geometry(name)
     network = preset.make(name)
     rows, cols = (some_sizes(axis) for axis in made.axes)
     for height, width in zip(rows, reversed(cols), strict=True):
@@ -60,7 +62,7 @@ def test_outputs_have_the_derived_sizes(name: str):
 
 @EVERY
 def test_illegal_sizes_are_refused_with_the_nearest_legal_ones(name: str):
-    preset, axis = PRESETS[name], geometry(name).cols
+    preset, axis = ROWS[name], geometry(name).cols
     network = preset.make(name)
     second, third = some_sizes(axis)[1:]
     legal = axis.sizes.minimums[0]
@@ -75,7 +77,7 @@ def test_illegal_sizes_are_refused_with_the_nearest_legal_ones(name: str):
 
 @EVERY
 def test_geometry_is_the_stated_one(name: str):
-    preset = PRESETS[name]
+    preset = ROWS[name]
     for axis in geometry(name).axes:
         found = (str(axis.sizes), axis.alignment, axis.reach, axis.halo, axis.scale)
         assert found == (preset.sizes, preset.alignment, preset.reach, preset.halo, preset.scale)
@@ -86,27 +88,43 @@ def test_geometry_is_the_stated_one(name: str):
 
 @EVERY
 def test_parameters_and_layers_are_the_published_ones(name: str):
-    preset = PRESETS[name]
+    preset = ROWS[name]
     with torch.device("meta"):
-        network = build(name, **preset.full)
+        network = build(name.split(maxsplit=1)[0], **preset.full)
     assert sum(parameter.numel() for parameter in network.parameters()) == preset.parameters
     assert not preset.layers or layers_of(network) == preset.layers
+
+
+@EVERY
+def test_the_network_can_be_prepared(name: str):
+    """torch.fx follows it, all batch normalisation folds, and any memory layout gives the same scores."""
+    preset = ROWS[name]
+    network = copy.deepcopy(fitted(name).network).double()
+    side = some_sizes(geometry(name).rows)[0] + (0 if geometry(name).rows.sizes.step > 1 else 40)
+    image = torch.randn(1, preset.bands, side, side, dtype=torch.float64)
+    prepared = prepare(network, "float64")
+    assert prepared.unfolded == 0
+    with torch.inference_mode():
+        expected = network(image)
+        for found in (prepared(image), prepared.network(image.contiguous(memory_format=torch.channels_last))):
+            assert torch.allclose(found, expected, atol=1e-9 * float(expected.abs().max()))
 
 
 @pytest.mark.slow
 @EVERY
 def test_the_published_network_has_the_stated_geometry_and_runs(name: str):
-    preset = PRESETS[name]
-    network = build(name, **preset.full).eval()
-    bands = preset.bands
+    preset = ROWS[name]
+    network = build(name.split(maxsplit=1)[0], **preset.full).eval()
+    bands = next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
     made = geometry_of(network, bands)
     for axis in made.axes:
-        assert (str(axis.sizes), axis.reach, axis.scale) == (preset.sizes, preset.reach, preset.scale)
+        found = (str(axis.sizes), axis.alignment, axis.reach, axis.halo, axis.scale)
+        assert found == (preset.sizes, preset.alignment, preset.reach, preset.halo, preset.scale)
     side = some_sizes(made.rows)[1]
     with torch.inference_mode():
-        found = network(torch.rand(1, bands, side, side))
-    assert found.shape[2:] == (made.rows.output_size(side), made.cols.output_size(side))
-    assert bool(torch.isfinite(found).all())
+        scores = network(torch.rand(1, bands, side, side))
+    assert scores.shape[2:] == (made.rows.output_size(side), made.cols.output_size(side))
+    assert bool(torch.isfinite(scores).all())
 
 
 # ---- tiles -------------------------------------------------------------------------------------------------------
@@ -115,7 +133,7 @@ def test_the_published_network_has_the_stated_geometry_and_runs(name: str):
 @cache
 def fitted(name: str) -> Model:
     """The small network, its batch normalisation fitted to noise, as a model."""
-    preset, made = PRESETS[name], geometry(name)
+    preset, made = ROWS[name], geometry(name)
     network = settled(preset.make(name), preset.bands, made.rows.sizes.ceil(96))
     return model_of(network, preset.outputs, preset.bands)
 
@@ -125,7 +143,7 @@ def check_random_cut(name: str, seed: int, both: bool = False) -> None:
 
     Several tiles along one axis, which the seed decides, and one along the other; or several along both.
     """
-    preset, made, model = PRESETS[name], geometry(name), fitted(name)
+    preset, made, model = ROWS[name], geometry(name), fitted(name)
     random = np.random.default_rng(seed)
     least = some_tile(made, (1, 1), (1, 1))
     longer = [int(n) + random.integers(1, 150) for n in least]
@@ -217,7 +235,7 @@ def answers(network: nn.Module, made: Geometry, bands: int, along: int, reach: t
 @EVERY
 @pytest.mark.parametrize("along", [0, 1])
 def test_the_halo_is_minimal(name: str, along: int):
-    preset, made = PRESETS[name], geometry(name)
+    preset, made = ROWS[name], geometry(name)
     network = far_seeing(preset.make(name))
     before, after = preset.reach
     assert not answers(network, made, preset.bands, along, (before, after))
@@ -233,10 +251,19 @@ def test_the_halo_is_minimal(name: str, along: int):
 # ---- the command line --------------------------------------------------------------------------------------------
 
 
-@EVERY
-def test_inspect_prints_its_card(name: str):
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_inspect_prints_its_card(name: str, monkeypatch: pytest.MonkeyPatch):
+    """At the published width; its weights, which need not be there without the proof, have no memory."""
+
+    def build_without_memory(*words: object, **arguments: object) -> nn.Module:
+        with torch.device("meta"):
+            return build(*words, **arguments)
+
+    monkeypatch.setattr("tilepipe.models.build", build_without_memory)
     preset = PRESETS[name]
     result = run("inspect", name, "--no-proof")
     assert result.exit_code == 0, result.output
-    assert preset.sizes in result.output
-    assert f"{sum(p.numel() for p in MODELS[name]().parameters()):,} parameters" in result.output
+    parameters = sum(p.numel() for p in build_without_memory(name).parameters())
+    about = (MODELS[name].__doc__ or "").split("\n")[0].split()[:5]
+    for said in (preset.sizes, f"halo {preset.halo[0]}", f"{parameters:,} parameters", " ".join(about)):
+        assert said in result.output
