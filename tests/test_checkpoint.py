@@ -265,6 +265,13 @@ def test_any_damage_gives_a_model_or_one_line(good, data):
     assert "\n" not in told
 
 
+def test_a_regression_has_no_classes():
+    regression = a_card(task="regression", classes=(), architecture="linear", arguments={"bands": 3})
+    assert ModelCard.from_json(regression.to_json()) == regression
+    with pytest.raises(ModelError, match="a regression has no classes, and the card names land, mér"):
+        a_card(task="regression")
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     assert "no such model file; bundled models: synthetic-landcover" in refused(tmp_path / "none.safetensors")
     assert "cannot be read" in refused(tmp_path)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +64,7 @@ def _pickled(file: BinaryIO) -> dict[str, Tensor]:
         check_parts(file)
     file.seek(0)
     try:
-        return state_in(unpickled(file))
+        return check_state(state_in(unpickled(file)), os.fstat(file.fileno()).st_size)
     except ModelError as error:
         raise ModelError(f"{error}; save weights with torch.save(network.state_dict(), FILE)") from None
 
@@ -96,16 +98,20 @@ def unpickled(file: BinaryIO) -> Any:
     Raises ModelError, which says what was met, where the pickle would call anything else.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch speaks of old pickles in several lines
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted reader raises whatever the pickle leads it to
         raise ModelError(f"is no pickle of tensors alone, and nothing else is loaded: {_first(error)}") from None
 
 
 def _first(error: Exception) -> str:
-    """The sentence of torch's long advice that says what was met."""
-    text = one_line(error)
-    met = text.rpartition("WeightsUnpickler error:")[2] if "WeightsUnpickler error:" in str(error) else text
-    return met.strip().split(". ")[0][:160]
+    """The sentence that says what was met; torch puts advice to load it nevertheless before and behind."""
+    before, marked, behind = str(error).partition("WeightsUnpickler error:")
+    lines = [line.strip() for line in (behind if marked else before).splitlines() if line.strip()]
+    advised = len(lines) > 1 and lines[0].startswith("Weights only load failed")
+    met = lines[1] if advised else "".join(lines[:1])
+    return met.split(". ")[0][:160] or type(error).__name__
 
 
 def state_in(told: Any) -> dict[str, Tensor]:
@@ -118,6 +124,19 @@ def state_in(told: Any) -> dict[str, Tensor]:
         if state:
             return state
     raise ModelError(f"holds {type(told).__name__} without tensors; legal: a state dictionary")
+
+
+def check_state(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """The state; raises ModelError for a tensor that is not plain, or told to be larger than its file of `size` bytes.
+
+    A few bytes can stand for any number of equal values, which would fill the memory once they are looked at.
+    """
+    for name, each in state.items():
+        if each.layout != torch.strided or each.is_quantized or each.device.type != "cpu":
+            raise ModelError(f"holds tensor {name}, which is sparse, quantised or without values; save it as plain")
+        if each.numel() * each.element_size() > size:
+            raise ModelError(f"holds tensor {name}, told to be {list(each.shape)} in a file of {size} bytes")
+    return state
 
 
 def put_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

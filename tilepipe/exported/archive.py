@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tilepipe.checkpoint import METADATA_KEY, ModelCard, one_line, parse_json
 from tilepipe.errors import ModelError, TilepipeError
 from tilepipe.exported.program import DTYPES, Program, build_program
-from tilepipe.weights import check_parts, unpickled
+from tilepipe.weights import check_parts, check_state, unpickled
 
 SUFFIX = ".pt2"
 SAMPLES = "data/sample_inputs/model.pt"
@@ -152,6 +152,7 @@ class Archive:
             tensor = unpickled(io.BytesIO(buffers[path]))
             if not isinstance(tensor, Tensor):
                 raise ModelError(f"holds an object {name} that is not a tensor; bring the network by its code instead")
+            check_state({name: tensor}, len(buffers[path]))
         else:
             tensor = _strided(name, buffers[path], told["tensor_meta"])
         if tensor.is_floating_point():
@@ -163,9 +164,11 @@ class Archive:
 
     def _pickled(self, path: str) -> dict[str, Tensor]:
         """The tensors of an archive by torch 2.8, which keeps them together in one pickle."""
-        state = unpickled(io.BytesIO(self.read(path, 2**62)))
+        data = self.read(path, 2**62)
+        state = unpickled(io.BytesIO(data))
         if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
             raise ModelError(f"holds objects in {path} that are not tensors; bring the network by its code instead")
+        check_state(state, len(data))
         return {name: each.float() if each.is_floating_point() else each for name, each in state.items()}
 
 
