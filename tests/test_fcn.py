@@ -175,7 +175,7 @@ def test_it_can_be_traced_and_prepared(name):
 def test_mistakes_are_named():
     with pytest.raises(ModelError, match="'linear' is not known; use one of published, frozen, learnt"):
         build("fcn8s", upsampling="linear")
-    with pytest.raises(ModelError, match="FCN-16s width 17"):
+    with pytest.raises(ModelError, match="FCN-16s: width 17"):
         build("fcn16s", width=17)
     with pytest.raises(ModelError, match="no argument 'at_once'"):
         build("fcn32s", at_once=True)

@@ -35,17 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
-from tilepipe.models.layers import check_sides, check_upsampling, initialise, upsample
-from tilepipe.models.vgg import (
-    DROPOUT,
-    FC_SIZE,
-    FC_WIDTH,
-    VGG16_STAGES,
-    check_arguments,
-    normalised_encoder,
-    scaled,
-    stage_widths,
-)
+from tilepipe.models.layers import check_numbers, check_sides, check_upsampling, initialise, scaled, upsample
+from tilepipe.models.vgg import DROPOUT, FC_SIZE, FC_WIDTH, VGG16_STAGES, normalised_encoder, stage_widths
 
 torch.fx.wrap("check_sides")
 
@@ -72,7 +63,7 @@ class DeconvNetConfig:
     """How the decoder undoes a pooling: one of `tilepipe.models.layers.UPSAMPLINGS`."""
 
     def __post_init__(self) -> None:
-        check_arguments("DeconvNet", self.classes, self.bands, self.width, self.fc_width)
+        check_numbers("DeconvNet", self.width, classes=self.classes, bands=self.bands, fc_width=self.fc_width)
         check_upsampling(self.upsample)
         if not 0 <= self.extra_stages <= MOST_EXTRA_STAGES:
             raise ModelError(

@@ -39,8 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
-from tilepipe.models.layers import check_sides, initialise
-from tilepipe.models.vgg import DROPOUT, FC_SIZE, FC_WIDTH, check_arguments, plain_encoder, scaled, stage_widths
+from tilepipe.models.layers import check_numbers, check_sides, initialise, scaled
+from tilepipe.models.vgg import DROPOUT, FC_SIZE, FC_WIDTH, plain_encoder, stage_widths
 
 torch.fx.wrap("check_sides")
 
@@ -88,7 +88,7 @@ class FCNConfig:
     authors' networks that are trained in one go instead of in stages."""
 
     def __post_init__(self) -> None:
-        check_arguments(self.name, self.classes, self.bands, self.width, self.fc_width)
+        check_numbers(self.name, self.width, classes=self.classes, bands=self.bands, fc_width=self.fc_width)
         if self.upsampling not in UPSAMPLING:
             raise ModelError(f"upsampling {self.upsampling!r} is not known; use one of {', '.join(UPSAMPLING)}")
 

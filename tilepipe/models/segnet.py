@@ -33,16 +33,9 @@ from tilepipe.models.layers import (
     scaled,
     upsample,
 )
+from tilepipe.models.vgg import VGG16_STAGES
 
 torch.fx.wrap("check_sides")
-
-SEGNET_STAGES: tuple[tuple[int, ...], ...] = (
-    (64, 64),
-    (128, 128),
-    (256, 256, 256),
-    (512, 512, 512),
-    (512, 512, 512),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +69,13 @@ class SegNet(nn.Module):
         self.encoder = nn.ModuleList()
         self.decoder = nn.ModuleList()
         incoming = config.bands
-        for stage in SEGNET_STAGES:
+        for stage in VGG16_STAGES:
             widths = [incoming, *map(config.features, stage)]
             self.encoder.append(conv_stage(widths))
             incoming = widths[-1]
-        for stage, above in zip(SEGNET_STAGES[:0:-1], SEGNET_STAGES[-2::-1], strict=True):
+        for stage, above in zip(VGG16_STAGES[:0:-1], VGG16_STAGES[-2::-1], strict=True):
             self.decoder.append(conv_stage([*map(config.features, stage), config.features(above[-1])]))
-        last = config.features(SEGNET_STAGES[0][0])
+        last = config.features(VGG16_STAGES[0][0])
         self.decoder.append(conv_stage([last, last]))
         self.classifier = nn.Conv2d(last, config.classes, 3, padding=1)
         initialise(self)

@@ -20,8 +20,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from tilepipe.errors import ModelError
-from tilepipe.models.layers import conv_stage
+from tilepipe.models.layers import conv_stage, scaled
 
 VGG16_STAGES: tuple[tuple[int, ...], ...] = (
     (64, 64),
@@ -37,23 +36,6 @@ FC_SIZE = 7
 """Rows and columns that fc6 looks at: what five poolings leave of 224."""
 DROPOUT = 0.5
 """The share of fc6's and fc7's features that training leaves out."""
-
-
-def scaled(published: int, width: float) -> int:
-    """The number of features, at least 1, of a layer that has `published` of them at width 1."""
-    return max(1, round(published * width))
-
-
-def check_arguments(name: str, classes: int, bands: int, width: float, fc_width: int) -> None:
-    """Nothing; raises ModelError for numbers that no network can have."""
-    if classes < 1 or bands < 1:
-        raise ModelError(f"a {name} of {bands} bands and {classes} classes cannot be; use 1 or more")
-    if not 0.0 < width <= 16.0:
-        raise ModelError(f"{name} width {width} is not legal; choose a factor above 0, up to 16")
-    if not 1 <= fc_width <= 65536:
-        raise ModelError(
-            f"{name} fc_width {fc_width} is not legal; choose 1 to 65536 features, {FC_WIDTH} as published"
-        )
 
 
 def stage_widths(bands: int, width: float, extra: int = 0) -> list[list[int]]:
