@@ -193,7 +193,9 @@ class Conditions:
         """Nothing; raises GeometryError for a shape that the program was not exported for."""
         for what, size, extent in zip(("images", "bands", "rows", "columns"), shape, self.extents, strict=True):
             if not extent.admits(size):
-                raise GeometryError(f"the exported program cannot take {size} {what}; legal: {extent}")
+                raise GeometryError(
+                    f"the exported program cannot take {size} {what}; legal: {extent}; export it for other sizes"
+                )
         known: dict[str, int] = {}
         for size, extent in zip(shape, self.extents, strict=True):
             n = extent.factor and (size - extent.offset) // extent.factor
