@@ -1,7 +1,7 @@
 """Train the autoencoder to take noise off rasters, clean one with it, and report what that gained.
 
-    python workflows/denoise.py out                             a synthetic scene of three bands
-    python workflows/denoise.py out --raster clean.tif --sigma 15
+    python workflows/denoise.py out                                           one band of a synthetic scene
+    python workflows/denoise.py out --raster clean.tif --bands 3 --width 2    more bands need more features
 
 A clean raster is made noisy, so that the truth is known. DIR then holds noisy.tif, denoise.safetensors and
 cleaned.zarr, the network's own output from 0 to 1; `tilepipe export` makes a GeoTIFF of it, and `tilepipe predict`
@@ -52,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the results go")
     parser.add_argument("--raster", type=Path, help="a clean raster to learn from and to test on; else a synthetic one")
-    parser.add_argument("--bands", type=int, default=3, help="how many of its bands, from the first")
+    parser.add_argument("--bands", type=int, default=1, help="how many of its bands, from the first")
     parser.add_argument("--size", type=int, default=1024, help="sides of the synthetic raster, in pixels")
     parser.add_argument("--sigma", type=float, default=25.0, help="standard deviation of the noise, in raster values")
     parser.add_argument("--white", type=float, default=255.0, help="the raster value that is 1 for the network")
