@@ -46,10 +46,10 @@ class Preset:
     layers: tuple[str, ...] = ()
     """The published convolutions in order, as `layers_of` writes them; empty: none are published."""
 
-    def make(self, name: str) -> nn.Module:
-        """The small network, its weights drawn from a fixed seed, in evaluation mode."""
+    def make(self, name: str, full: bool = False) -> nn.Module:
+        """The small or the published network, its weights drawn from a fixed seed, in evaluation mode."""
         torch.manual_seed(1)
-        return build(name.split(maxsplit=1)[0], **self.reduced).eval()
+        return build(name.split(maxsplit=1)[0], **(self.full if full else self.reduced)).eval()
 
 
 def layers_of(network: nn.Module) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ PRESETS: dict[str, Preset] = {
         layers=("conv 1x1 3>3",),
     ),
     "segnet": Preset(
-        reduced={"classes": 3, "width": 0.06},
+        reduced={"classes": 3, "width": 0.04},
         sizes="32n",
         alignment=32,
         reach=(186, 186),
@@ -239,12 +239,12 @@ PRESETS: dict[str, Preset] = {
 VARIANTS: dict[str, Preset] = {
     "segnet nearest": replace(
         PRESETS["segnet"],
-        reduced={"classes": 3, "width": 0.06, "upsample": "nearest"},
+        reduced={"classes": 3, "width": 0.04, "upsample": "nearest"},
         full={"classes": 11, "upsample": "nearest"},
     ),
     "segnet bilinear": replace(
         PRESETS["segnet"],
-        reduced={"classes": 3, "width": 0.06, "upsample": "bilinear"},
+        reduced={"classes": 3, "width": 0.04, "upsample": "bilinear"},
         full={"classes": 11, "upsample": "bilinear"},
         reach=(218, 218),
         halo=(224, 224),

@@ -26,7 +26,7 @@ from tilepipe.window import Interval
 
 ROWS = PRESETS | VARIANTS
 EVERY = pytest.mark.parametrize("name", sorted(ROWS))
-AMPLITUDES = (0.1, 1e3, 1e8, 1e12)
+AMPLITUDES = (1e8, 0.1)
 
 
 def test_the_table_has_every_architecture():
@@ -34,8 +34,10 @@ def test_the_table_has_every_architecture():
 
 
 @cache
-def geometry(name: str) -> Geometry:
-    return geometry_of(ROWS[name].make(name), ROWS[name].bands)
+def geometry(name: str, full: bool = False) -> Geometry:
+    """What is derived from the small network, or from the published one."""
+    network = ROWS[name].make(name, full)
+    return geometry_of(network, next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)))
 
 
 def some_sizes(axis: AxisGeometry, count: int = 3) -> list[int]:
@@ -122,8 +124,8 @@ def test_the_published_network_has_the_stated_geometry_and_runs(name: str):
         assert found == (preset.sizes, preset.alignment, preset.reach, preset.halo, preset.scale)
     side = some_sizes(made.rows)[1]
     with torch.inference_mode():
-        scores = network(torch.rand(1, bands, side, side))
-    assert scores.shape[2:] == (made.rows.output_size(side), made.cols.output_size(side))
+        scores = network(torch.rand(1, made.channels_in, side, side))
+    assert scores.shape == (1, made.channels_out, made.rows.output_size(side), made.cols.output_size(side))
     assert bool(torch.isfinite(scores).all())
 
 
@@ -131,19 +133,19 @@ def test_the_published_network_has_the_stated_geometry_and_runs(name: str):
 
 
 @cache
-def fitted(name: str) -> Model:
-    """The small network, its batch normalisation fitted to noise, as a model."""
-    preset, made = ROWS[name], geometry(name)
-    network = settled(preset.make(name), preset.bands, made.rows.sizes.ceil(96))
-    return model_of(network, preset.outputs, preset.bands)
+def fitted(name: str, full: bool = False) -> Model:
+    """The small or the published network, its batch normalisation fitted to noise, as a model."""
+    made = geometry(name, full)
+    network = settled(ROWS[name].make(name, full), made.channels_in, made.rows.sizes.ceil(96))
+    return model_of(network, made.channels_out, made.channels_in)
 
 
-def check_random_cut(name: str, seed: int, both: bool = False) -> None:
+def check_random_cut(name: str, seed: int, both: bool = False, full: bool = False) -> None:
     """Tiles of a random size, in random blocks of a random raster, against one pass over the raster.
 
     Several tiles along one axis, which the seed decides, and one along the other; or several along both.
     """
-    preset, made, model = ROWS[name], geometry(name), fitted(name)
+    made, model = geometry(name, full), fitted(name, full)
     random = np.random.default_rng(seed)
     least = some_tile(made, (1, 1), (1, 1))
     longer = [int(n) + random.integers(1, 150) for n in least]
@@ -151,13 +153,13 @@ def check_random_cut(name: str, seed: int, both: bool = False) -> None:
     shape = tuple(int(longer[axis] if both or axis == seed % 2 else shorter[axis]) for axis in (0, 1))
     tile = some_tile(made, shape, tuple(random.integers(1, 4, 2)))
     block = tuple(int(n) for n in random.integers(120, 300, 2))
-    values = scene(shape, preset.bands, seed)
+    values = scene(shape, made.channels_in, seed)
     cut = planned(made, shape, PlanRequest("exact", tile=tile, block=block))
     assert cut.tiles > 1
     expected = whole_scores(model, made, values, None, "float64").argmax(0)[: cut.shape[0], : cut.shape[1]]
     found = tiled_labels(model, cut, values, None, "float64")
     assert (found == expected).all(), f"{shape}, {tile}, {block}: {(found != expected).sum()} labels differ"
-    assert len(np.unique(expected)) > 1
+    assert len(np.unique(expected)) > 1 or made.channels_out == 1
 
 
 @EVERY
@@ -167,9 +169,15 @@ def test_tiles_give_the_labels_of_the_whole_image(name: str):
 
 @pytest.mark.slow
 @EVERY
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_tiles_along_both_axes_give_the_labels_of_the_whole_image(name: str, seed: int):
     check_random_cut(name, seed, both=True)
+
+
+@pytest.mark.slow
+@EVERY
+def test_tiles_of_the_published_network_give_the_labels_of_the_whole_image(name: str):
+    check_random_cut(name, seed=len(name), full=True)
 
 
 @EVERY
@@ -207,7 +215,7 @@ def core_of(axis: AxisGeometry) -> tuple[Interval, Interval]:
     return Interval(inputs.start // axis.scale, inputs.stop // axis.scale), inputs
 
 
-def answers(network: nn.Module, made: Geometry, bands: int, along: int, reach: tuple[int, int]) -> bool:
+def answers(network: nn.Module, made: Geometry, along: int, reach: tuple[int, int]) -> bool:
     """Whether the core of an axis answers to changes further away than `reach`.
 
     The image rises towards the core, so that every pooling window has its maximum at the side of the core; what is
@@ -221,15 +229,17 @@ def answers(network: nn.Module, made: Geometry, bands: int, along: int, reach: t
     place = torch.arange(length, dtype=torch.float64)
     far = (place - (inputs.start + inputs.stop - 1) / 2).abs() / length
     outside = (place < inputs.start - reach[0]) | (place >= inputs.stop + reach[1])
-    profiles = [0.2 - 0.1 * far] + [0.2 - 0.1 * far + amplitude * outside for amplitude in AMPLITUDES]
-    outputs = []
-    with torch.inference_mode():
-        for profile in profiles:
-            image = profile[:, None].expand(length, across.sizes.ceil(50))
-            image = image.T if along else image
-            scores = network(image.expand(1, bands, *image.shape).contiguous())
-            outputs.append(scores.narrow(2 + along, core.start, len(core)))
-    return any(not torch.equal(outputs[0], other) for other in outputs[1:])
+
+    def core_outputs(profile: torch.Tensor) -> torch.Tensor:
+        image = profile[:, None].expand(length, across.sizes.ceil(50))
+        image = image.T if along else image
+        with torch.inference_mode():
+            scores = network(image.expand(1, made.channels_in, *image.shape).contiguous())
+        return scores.narrow(2 + along, core.start, len(core))
+
+    base = 0.2 - 0.1 * far
+    expected = core_outputs(base)
+    return any(not torch.equal(core_outputs(base + amplitude * outside), expected) for amplitude in AMPLITUDES)
 
 
 @EVERY
@@ -238,14 +248,27 @@ def test_the_halo_is_minimal(name: str, along: int):
     preset, made = ROWS[name], geometry(name)
     network = far_seeing(preset.make(name))
     before, after = preset.reach
-    assert not answers(network, made, preset.bands, along, (before, after))
+    assert not answers(network, made, along, (before, after))
     for side, reach in enumerate(preset.reach):
         if reach:
             pixel = (before - 1, after) if side == 0 else (before, after - 1)
-            assert answers(network, made, preset.bands, along, pixel)
+            assert answers(network, made, along, pixel)
             less = preset.halo[side] - preset.alignment
             step = (less, after) if side == 0 else (before, less)
-            assert answers(network, made, preset.bands, along, step)
+            assert answers(network, made, along, step)
+
+
+@pytest.mark.slow
+@EVERY
+def test_the_halo_of_the_published_network_is_minimal(name: str):
+    preset, made = ROWS[name], geometry(name, full=True)
+    network = far_seeing(preset.make(name, full=True))
+    assert not answers(network, made, 0, preset.reach)
+    less = [halo - preset.alignment for halo in preset.halo]
+    if preset.halo[0]:
+        assert answers(network, made, 0, (less[0], preset.reach[1]))
+    if preset.halo[1]:
+        assert answers(network, made, 0, (preset.reach[0], less[1]))
 
 
 # ---- the command line --------------------------------------------------------------------------------------------
