@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from reference import scene, write_raster
 
 from tilepipe.errors import RunError
 from tilepipe.options import SegmentOptions
-from tilepipe.pipeline import segment_raster
+from tilepipe.pipeline import predict_raster, segment_raster
 from tilepipe.scene.synthetic import write_scene
 from tilepipe.store.output import open_store
 
@@ -56,6 +57,42 @@ def test_confidence_and_nodata_come_back(tmp_path: Path) -> None:
     masked = (values == 0).any(0)
     assert ((labels == 255) == masked).all()
     assert ((confidence == 255) == masked).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "least"),
+    [
+        ({"tta": "flips"}, 0.99999),
+        ({"refine": "crf:iterations=3", "tile": None}, 0.999),
+        ({"refine": "crf:iterations=3", "stitch": "blend"}, 0.999),
+    ],
+)
+def test_augmented_and_refined_labels_agree_with_the_cpu(tmp_path: Path, more: dict[str, Any], least: float) -> None:
+    raster, _ = write_scene(tmp_path, (1200, 1300), seed=5)
+    base = SegmentOptions(
+        **{"stitch": "exact", "tile": (704, 704), "precision": "float32", "block": (512, 512), **more}
+    )
+    cpu, cuda = (
+        labels_of(raster, tmp_path / f"{device}.zarr", replace(base, device=device)) for device in ("cpu", "cuda")
+    )
+    assert (cpu == cuda).mean() >= least
+
+
+@pytest.mark.parametrize("stitch", ["exact", "blend"])
+def test_values_and_ensembles_agree_with_the_cpu(tmp_path: Path, stitch: str) -> None:
+    raster, _ = write_scene(tmp_path, (900, 1000), seed=6)
+    base = SegmentOptions(stitch=stitch, precision="float32", block=(512, 512))  # type: ignore[arg-type]
+    values, labels = [], []
+    for device in ("cpu", "cuda"):
+        options = replace(base, device=device)
+        predict_raster(raster, tmp_path / f"{device}-values.zarr", MODEL, options)
+        values.append(open_store(tmp_path / f"{device}-values.zarr").array("values")[:])
+        segment_raster(raster, tmp_path / f"{device}-labels.zarr", [MODEL, MODEL], replace(options, combine="max"))
+        labels.append(open_store(tmp_path / f"{device}-labels.zarr").array()[:])
+    scale = np.abs(values[0]).max()
+    # Behind max-unpooling a near-tie may fall the other way in another kernel.
+    assert (np.abs(values[0] - values[1]) <= 1e-4 * scale).mean() >= 0.99
+    assert (labels[0] == labels[1]).mean() >= 0.99999
 
 
 def test_a_device_that_gives_too_little_ends_the_job_before_anything_is_stored(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ import json, resource, sys
 from tilepipe.job import prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
-raster, output, model, stitch = sys.argv[1:]
-options = SegmentOptions(device="cpu", threads=2, stitch=stitch, confidence=True)
+raster, output, models, options = sys.argv[1:]
+options = SegmentOptions(device="cpu", threads=2, **json.loads(options))
 jobs = []
-segment_raster(raster, output, model, options, announce=jobs.append)
+segment_raster(raster, output, models.split(","), options, announce=jobs.append)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"peak": peak, "projected": jobs[0].plan.projection.host_total, "block": jobs[0].plan.block}))
 """
@@ -40,8 +41,8 @@ def write_large(path: Path, size: int) -> Path:
     return path
 
 
-def peak_of(raster: Path, output: Path, model: str, stitch: str) -> dict[str, int]:
-    command = [sys.executable, "-c", CHILD, str(raster), str(output), model, stitch]
+def peak_of(raster: Path, output: Path, models: str, **options: Any) -> dict[str, int]:
+    command = [sys.executable, "-c", CHILD, str(raster), str(output), models, json.dumps(options)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
@@ -56,7 +57,8 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
             write_large(tmp_path / f"{size}.tif", size),
             tmp_path / f"{size}.zarr",
             str(tmp_path / "m.safetensors"),
-            "exact",
+            stitch="exact",
+            confidence=True,
         )
         for size in (5000, 15000)
     ]
@@ -67,9 +69,20 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stitch", ["exact", "blend"])
-def test_a_real_network_stays_under_the_projection(tmp_path: Path, stitch: str) -> None:
-    found = peak_of(write_large(tmp_path / "in.tif", 2600), tmp_path / "out.zarr", "synthetic-landcover", stitch)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stitch": "exact", "confidence": True},
+        {"stitch": "blend", "confidence": True},
+        {"stitch": "exact", "refine": "crf", "combine": "max", "probabilities": "float16"},
+        {"stitch": "blend", "refine": "crf:iterations=2"},
+        {"stitch": "exact", "tta": "flips"},
+        {"stitch": "exact", "values": "float32"},
+    ],
+)
+def test_a_real_network_stays_under_the_projection(tmp_path: Path, options: dict[str, Any]) -> None:
+    models = "synthetic-landcover,synthetic-landcover" if "combine" in options else "synthetic-landcover"
+    found = peak_of(write_large(tmp_path / "in.tif", 2600), tmp_path / "out.zarr", models, **options)
     assert found["peak"] <= found["projected"]
     # A projection that promised anything would hold, too; this one is of the right size.
     assert found["projected"] <= 2.5 * found["peak"]
