@@ -263,8 +263,8 @@ def test_the_published_network_tiles_exactly():
     torch.manual_seed(0)
     model = model_of(build("deconvnet").eval(), 21)
     geometry = geometry_of(model.network, 3)
-    values = scene((224, 864), seed=4)
-    cut = planned(geometry, (224, 864), PlanRequest("exact", tile=(224, 800), block=(224, 288)))
+    values = scene((224, 1056), seed=4)
+    cut = planned(geometry, (224, 1056), PlanRequest("exact", tile=(224, 992), block=(224, 1056)))
     assert cut.cols.count > 1
     found = tiled_labels(model, cut, values, None, "float64")
     assert (found == whole_labels(model, geometry, values)).all()

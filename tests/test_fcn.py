@@ -217,9 +217,10 @@ def test_the_published_network_tiles_exactly():
     torch.manual_seed(0)
     model = model_of(build("fcn8s").eval(), 21)
     geometry = geometry_of(model.network, 3)
-    values = scene((40, 601), seed=4)
-    tile = geometry.cols.tile(32, 601)
-    cut = planned(geometry, (40, 601), PlanRequest("exact", tile=(40, tile), block=(40, 320)))
+    values = scene((40, 761), seed=4)
+    tile = geometry.cols.tile(256, 761)
+    cut = planned(geometry, (40, 761), PlanRequest("exact", tile=(40, tile), block=(40, 761)))
+    assert cut.cols.count > 1
     found = tiled_labels(model, cut, values, None, "float64")
     assert (found == whole_labels(model, geometry, values)).all()
     assert len(np.unique(found)) > 1
