@@ -183,11 +183,18 @@ def _covers(given: Residue, axis: int) -> bool:
 
 
 def _differs(sample: Sample, size: int, axis: int, given: Residue) -> bool:
-    """Whether the output for `size` does not cover the input as that of a class does."""
+    """Whether the output for `size` does not cover the input as that of a class does, or is resized otherwise.
+
+    A ratio that stays the same over a class is that of its layers' strides, so all classes share it.
+    """
     try:
-        return size != given.scale() * sample(size).layers[-1].size[axis]
+        layers = sample(size).layers
     except Exception:
         return True
+    pairs = zip(layers, given.trace.layers, strict=False)
+    resized = ((a.step(axis), b.step(axis)) for a, b in pairs)
+    other = any(a != b for a, b in resized if isinstance(a, Resample) and isinstance(b, Resample))
+    return other or size != given.scale() * layers[-1].size[axis]
 
 
 def _alignment(classes: list[Residue]) -> int:
