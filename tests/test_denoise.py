@@ -108,6 +108,8 @@ def test_pixels_without_data_keep_their_value_and_teach_nothing(denoise: ModuleT
         assert tif.nodata == 0
     assert (noisy[:, :, :40] == 0).all()
     assert (noisy[:, :, 40:] != clean[:, :, 40:]).mean() > 0.9
+    # Noise does not make other pixels nodata, as cutting it at 0 would.
+    assert noisy[:, :, 40:].min() == 1
     options.patch = 140
     with pytest.raises(UsageError, match="smaller --patch"):
         denoise.clean_patches(options, np.random.default_rng(0))

@@ -78,6 +78,15 @@ def with_noise(clean: NDArray[Any], sigma: float, random: np.random.Generator) -
     return np.rint(noisy).clip(limits.min, limits.max).astype(clean.dtype)
 
 
+def numbers(options: argparse.Namespace) -> list[int]:
+    return list(range(1, options.bands + 1))
+
+
+def with_data(raster: Any, options: argparse.Namespace, window: Window) -> NDArray[np.bool_]:
+    """(rows, columns): whether all of the pixel's bands hold data."""
+    return (raster.read_masks(numbers(options), window=window) > 0).all(axis=0)
+
+
 def clean_raster(options: argparse.Namespace) -> Path:
     """The raster to learn from, or a synthetic one that training never sees."""
     if options.raster is not None:
@@ -99,8 +108,8 @@ def clean_patches(options: argparse.Namespace, random: np.random.Generator) -> N
         for _ in range(50 * options.patches):
             row, col = random.integers(0, rows - side + 1), random.integers(0, raster.width - side + 1)
             window = Window(col, row, side, side)
-            if raster.dataset_mask(window=window).all():
-                found.append(raster.read(list(range(1, options.bands + 1)), window=window))
+            if with_data(raster, options, window).all():
+                found.append(raster.read(numbers(options), window=window))
             if len(found) == options.patches:
                 return np.stack(found)
     raise UsageError(f"{options.raster} has too few patches without nodata; choose a smaller --patch")
@@ -174,17 +183,19 @@ def card(options: argparse.Namespace) -> ModelCard:
 
 
 def write_noisy(clean: Path, noisy: Path, options: argparse.Namespace) -> None:
-    """Write the raster with noise on it; pixels without data stay as they are."""
-    bands = list(range(1, options.bands + 1))
+    """Write the raster with noise on it; pixels without data stay as they are, and no other gets their value."""
     with rasterio.open(clean) as source:
-        profile = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+        profile = {"driver": "GTiff", "tiled": True, "compress": "deflate", "photometric": "minisblack"}
         kept = {name: source.profile[name] for name in ("width", "height", "dtype", "crs", "transform", "nodata")}
-        with rasterio.open(noisy, "w", count=len(bands), **profile, **kept) as target:
+        with rasterio.open(noisy, "w", count=options.bands, **profile, **kept) as target:
             for rows in strips(0, source.height):
                 window = Window(0, rows.start, source.width, rows.stop - rows.start)
-                pixels, valid = source.read(bands, window=window), source.dataset_mask(window=window) > 0
                 random = np.random.default_rng((options.seed, rows.start))
-                target.write(np.where(valid, with_noise(pixels, options.sigma, random), pixels), window=window)
+                pixels = source.read(numbers(options), window=window)
+                changed = with_noise(pixels, options.sigma, random)
+                if source.nodata is not None:
+                    changed[changed == source.nodata] = source.nodata + (1 if source.nodata <= 0 else -1)
+                target.write(np.where(with_data(source, options, window), changed, pixels), window=window)
 
 
 def strips(first: int, height: int) -> Iterator[slice]:
@@ -198,7 +209,7 @@ def psnr(error: float) -> float:
 
 def compare(clean: Path, noisy: Path, store: Path, options: argparse.Namespace) -> dict[str, float]:
     """PSNR, over the rows that training did not see, of the noisy raster, of it filtered, and of it cleaned."""
-    bands, cleaned = list(range(1, options.bands + 1)), open_store(store).array()
+    cleaned = open_store(store).array()
     sums: dict[str, float] = dict.fromkeys(["noisy", *FILTERS, "autoencoder"], 0.0)
     with rasterio.open(clean) as one, rasterio.open(noisy) as two:
         first = 0 if options.raster is None else int(one.height * TRAINED_ROWS)
@@ -208,8 +219,8 @@ def compare(clean: Path, noisy: Path, store: Path, options: argparse.Namespace) 
             wider = Window(0, rows.start - above, one.width, rows.stop - rows.start + above + MARGIN)
             wider = wider.intersection(Window(0, 0, one.width, one.height))
             inner = slice(above, above + rows.stop - rows.start)
-            valid = one.dataset_mask(window=wider)[inner] > 0
-            truth, seen = (raster.read(bands, window=wider) / options.white for raster in (one, two))
+            valid = with_data(one, options, wider)[inner]
+            truth, seen = (raster.read(numbers(options), window=wider) / options.white for raster in (one, two))
             found = {"noisy": seen[:, inner], "autoencoder": np.asarray(cleaned[:, rows])}
             for name, smooth in FILTERS.items():
                 found[name] = np.stack([smooth(band) for band in seen])[:, inner]
@@ -228,8 +239,7 @@ def main(options: argparse.Namespace) -> dict[str, float]:
     model, store = options.folder / "denoise.safetensors", options.folder / "cleaned.zarr"
     save_model(model, train(clean_patches(options, random), options, random), card(options))
     write_noisy(clean, noisy, options)
-    numbers = tuple(range(1, options.bands + 1))
-    settings = SegmentOptions(values="float32", bands=numbers, threads=options.threads, workers=1, overwrite=True)
+    settings = SegmentOptions(values="float32", threads=options.threads, workers=1, overwrite=True)
     predict_raster(noisy, store, model, settings)
     found = compare(clean, noisy, store, options)
     for name, value in sorted(found.items(), key=lambda pair: pair[1]):
