@@ -185,7 +185,8 @@ def card(options: argparse.Namespace) -> ModelCard:
 def write_noisy(clean: Path, noisy: Path, options: argparse.Namespace) -> None:
     """Write the raster with noise on it; pixels without data stay as they are, and no other gets their value."""
     with rasterio.open(clean) as source:
-        profile = {"driver": "GTiff", "tiled": True, "compress": "deflate", "photometric": "minisblack"}
+        profile = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+        profile["photometric"] = "minisblack"  # else GDAL would take a fourth band for opacity
         kept = {name: source.profile[name] for name in ("width", "height", "dtype", "crs", "transform", "nodata")}
         with rasterio.open(noisy, "w", count=options.bands, **profile, **kept) as target:
             for rows in strips(0, source.height):
