@@ -40,7 +40,7 @@ ZOO = {
     "nearest": (48, 96),
     "aligned-odd": (65, 97),
 }
-FAST = ("skip", "in-place", "last-dims", "two-outputs")
+FAST = ("skip", "in-place", "two-outputs")
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_any_damage_to_an_archive_gives_a_model_or_one_line(skip, data):
 STRANGE = [None, True, -1, 0, 7, 2**70, 1.5, "", "x", "torch.ops.aten.relu.default", [], [1], {}, {"as_int": 3}, [[]]]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([GRAPH, WEIGHTS]))
 def test_any_change_of_its_description_gives_a_model_or_one_line(skip, seed, name):
     choose = random.Random(seed)

@@ -170,6 +170,23 @@ def test_statistics_have_no_default(code):
     assert "std" in refused(f"{code}:make", mean="1")
 
 
+def test_a_network_can_be_looked_at_without_statistics(code, tmp_path):
+    save_exported(tmp_path / "n.pt2", nn.Conv2d(4, 2, 3))
+    (tmp_path / "model.toml").write_text('model = "net.py:make"\n[arguments]\nbands = 7\n')
+    found = [
+        ModelReference.parse(name, **told).network()
+        for name, told in (
+            (f"{code}:make", {}),
+            (tmp_path / "n.pt2", {}),
+            (f"{tmp_path}/model.toml:make", {}),
+            ("segnet-basic", {"arguments": {"width": 0.05}, "bands": 5}),
+            ("synthetic-landcover", {}),
+        )
+    ]
+    assert [bands for _, bands in found] == [3, 4, 7, 5, 3]
+    assert not any(network.training for network, _ in found)
+
+
 def test_a_regression_has_no_classes(code):
     model = ModelReference.parse(f"{code}:make", task="regression", **STATISTICS).load()
     assert (model.card.task, model.card.classes) == ("regression", ())

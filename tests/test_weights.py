@@ -80,7 +80,7 @@ def test_pickles_that_would_run_code_are_refused_and_do_not_run(tmp_path, form):
         "zip": lambda: saved(hostile),
         "nested": lambda: saved(hostile),
         "legacy": lambda: saved(hostile, _use_new_zipfile_serialization=False),
-        "plain pickle": lambda: pickle.dumps(hostile),
+        "plain pickle": lambda: pickle.dumps(hostile, protocol=2),
     }[form]()
     path.write_bytes(data)
     assert "system" in refused(path)

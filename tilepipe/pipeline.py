@@ -17,7 +17,6 @@ from typing import Any
 from uuid import uuid4
 
 from tilepipe.block import BlockRecipe, Outcome, run_block
-from tilepipe.checkpoint import Model
 from tilepipe.errors import ReadError, StoppedError, UsageError
 from tilepipe.job import Job, prepare
 from tilepipe.member import Models, OneModel

@@ -164,8 +164,10 @@ class _Subject:
         return chosen
 
     def _flops(self) -> float:
-        """Operations for an input pixel."""
-        rows, cols = (axis.sizes.minimums[0] for axis in self.geometry.axes)
+        """Operations for an input pixel, where what a network adds around small images does not count."""
+        rows, cols = (
+            axis.sizes.ceil(256) if axis.sizes.step else axis.sizes.minimums[0] for axis in self.geometry.axes
+        )
         cost = activation_bytes(self.network, (1, self.channels, rows, cols), torch.float64)
         return cost.flops / (rows * cols)
 

@@ -118,11 +118,8 @@ class ModelReference:
 
     def load(self) -> Model:
         """The model; raises ModelError, in one line, for whatever cannot be loaded or does not fit together."""
-        file, factory = _toml_of(self.name)
-        if file:
-            own = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
-            told = {key: value for key, value in own.items() if value is not None and value != {}}
-            return replace(_read_toml(file, factory), **told).load()
+        if _toml_of(self.name)[0]:
+            return self._spelled_out().load()
         made = Factory.parse(self.name)
         if made is not None:
             return self._foreign(self._with_weights(made.make(self.arguments)), made.code())
@@ -133,11 +130,44 @@ class ModelReference:
         self._refuse_files_that_are_no_models()
         return self._described(load_model(self.name))
 
+    def network(self) -> tuple[nn.Module, int]:
+        """(the network, how many bands it takes), to look at: without a card, and an architecture without weights.
+
+        Raises ModelError as `load` does.
+        """
+        if _toml_of(self.name)[0]:
+            return self._spelled_out().network()
+        made, known = Factory.parse(self.name), None
+        if made is not None:
+            network = self._with_weights(made.make(self.arguments))
+        elif self.name in MODELS:
+            network = self._with_weights(self._built()[0])
+        elif self.name.endswith(SUFFIX):
+            network, _ = load_exported(self.name)
+            known = network.bands
+        else:
+            model = self.load()
+            return model.network, len(model.card.bands)
+        return network.eval(), self._band_count(network, known)
+
     # ---- kinds -----------------------------------------------------------------------------------------------
+
+    def _spelled_out(self) -> ModelReference:
+        """What a model.toml says, with what is told beside it."""
+        file, factory = _toml_of(self.name)
+        own = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
+        told = {key: value for key, value in own.items() if value is not None and value != {}}
+        return replace(_read_toml(str(file), factory), **told)
 
     def _preset(self) -> Model:
         if self.weights is None:
             raise ModelError(f"{self.name} is an architecture without weights; give them with --weights FILE")
+        network, arguments = self._built()
+        made = replace(self, arguments=arguments)
+        return made._foreign(made._with_weights(network), b"")
+
+    def _built(self) -> tuple[nn.Module, dict[str, Any]]:
+        """A new network of the named architecture, and all arguments that it was made from."""
         arguments = dict(self.arguments)
         taken = inspect.signature(MODELS[self.name]).parameters
         for key, told in (("classes", self.classes), ("bands", self.bands)):
@@ -145,11 +175,9 @@ class ModelReference:
                 arguments.setdefault(key, told if isinstance(told, int) else len(told))
         try:
             with torch.random.fork_rng(devices=[]):
-                network = build(self.name, **arguments)
+                return build(self.name, **arguments), arguments
         except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise ModelError(f"arguments {arguments!r} of {self.name}: {one_line(error)}") from None
-        made = replace(self, arguments=arguments)
-        return made._foreign(made._with_weights(network), b"")
 
     def _exported(self) -> Model:
         if self.weights is not None or self.arguments:
