@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from cuda_simulator import HostDevice
 
-from tilepipe.crf import CrfParameters, refine
-from tilepipe.crf_cuda import kernels_for, refine_on
+from tilepipe.crf.cuda import kernels_for, refine_on
+from tilepipe.crf.parameters import CrfParameters
+from tilepipe.crf.refine import refine
 from tilepipe.errors import RunError
 from tilepipe.predict.scores import Array
 

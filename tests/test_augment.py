@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from tilepipe.augment import Augmented, augmented_geometry
 from tilepipe.errors import GeometryError
 from tilepipe.predict.prepare import prepare
 from tilepipe.proof import prove
 from tilepipe.trace import geometry_of
+from tilepipe.variants.augment import Augmented, augmented_geometry
 
 
 def by_definition(network, image, group, task):

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilepipe.checkpoint import load_model
-from tilepipe.crf import KEYS, CrfParameters, parse_crf, refine, working_bytes
-from tilepipe.crf_cpu import FLOOR, LIMIT
+from tilepipe.crf.cpu import FLOOR, LIMIT
+from tilepipe.crf.parameters import KEYS, CrfParameters, parse_crf
+from tilepipe.crf.refine import refine, working_bytes
 from tilepipe.errors import UsageError
 from tilepipe.predict.scores import Array, normalised
 from tilepipe.scene.synthetic import synthetic_scene

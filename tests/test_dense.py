@@ -20,8 +20,6 @@ from networks import seeded
 from reference import MEAN, STD, model_of, scene, whole_labels, write_raster
 from torch import nn
 
-from tilepipe.chain import chain_of, window_and_step
-from tilepipe.dense import Offsets, dilated, shift_and_stitch
 from tilepipe.errors import GeometryError, ModelError
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
@@ -30,6 +28,8 @@ from tilepipe.predict.prepare import prepare
 from tilepipe.proof import prove
 from tilepipe.store.output import open_store
 from tilepipe.trace import geometry_of
+from tilepipe.variants.chain import chain_of, window_and_step
+from tilepipe.variants.dense import Offsets, dilated, shift_and_stitch
 from tilepipe.window import Interval
 
 WAYS = {"dilated": dilated, "stitched": shift_and_stitch}

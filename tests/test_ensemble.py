@@ -16,10 +16,9 @@ from scipy import ndimage
 from scipy.special import softmax
 from torch import nn
 
-from tilepipe.augment import Augmented
 from tilepipe.checkpoint import ClassInfo, Model
-from tilepipe.crf import parse_crf, refine
-from tilepipe.dense import dilated
+from tilepipe.crf.parameters import parse_crf
+from tilepipe.crf.refine import refine
 from tilepipe.errors import ModelError, PlanError, UsageError
 from tilepipe.job import prepare
 from tilepipe.models import build
@@ -27,6 +26,8 @@ from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import predict_raster, segment_raster
 from tilepipe.predict import scores
 from tilepipe.trace import geometry_of
+from tilepipe.variants.augment import Augmented
+from tilepipe.variants.dense import dilated
 
 CRF = "crf:iterations=2,radius=3"
 EXACT = SegmentOptions(stitch="exact", device="cpu", precision="float64", threads=2)

@@ -15,7 +15,8 @@ from reference import MEAN, STD, model_of, settled, whole_scores
 from scipy.special import softmax
 
 from tilepipe.checkpoint import Model
-from tilepipe.crf import parse_crf, refine
+from tilepipe.crf.parameters import parse_crf
+from tilepipe.crf.refine import refine
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster

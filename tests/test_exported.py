@@ -20,9 +20,9 @@ from tilepipe.errors import GeometryError, ModelError
 from tilepipe.exported.archive import load_exported, save_exported
 from tilepipe.exported.conditions import Extent, evaluate, parsed
 from tilepipe.exported.operators import resolve
+from tilepipe.loading.reference import ModelReference
 from tilepipe.predict.prepare import prepare
 from tilepipe.proof import prove
-from tilepipe.reference import ModelReference
 from tilepipe.trace import first_map, geometry_of
 
 ZOO = {

@@ -11,9 +11,9 @@ from networks_table import DOCUMENT, FOREIGN, HEADER, MODELS, foreign_line, pres
 from reference import model_of, scene, settled, whole_labels
 from tiling import planned, some_tile, tiled_labels
 
+from tilepipe.loading.reference import ModelReference
 from tilepipe.plan import PlanRequest
 from tilepipe.proof import prove
-from tilepipe.reference import ModelReference
 from tilepipe.trace import geometry_of
 
 FAST = ("smp.Unet resnet18", "smp.FPN resnet18", "smp.DeepLabV3Plus resnet18", "smp.PSPNet resnet18")

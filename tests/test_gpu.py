@@ -110,8 +110,9 @@ def test_a_device_that_gives_too_little_ends_the_job_before_anything_is_stored(t
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 def test_refinement_agrees_with_the_cpu(dtype: type[np.floating], tolerance: float) -> None:
-    from tilepipe.crf import CrfParameters, refine
-    from tilepipe.crf_cuda import refine_on
+    from tilepipe.crf.cuda import refine_on
+    from tilepipe.crf.parameters import CrfParameters
+    from tilepipe.crf.refine import refine
     from tilepipe.predict.cuda_device import CudaDevice
 
     rng, p = np.random.default_rng(7), CrfParameters(iterations=3, radius=4)

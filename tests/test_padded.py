@@ -20,7 +20,7 @@ from torch import nn
 from tilepipe.axis import extended_size, kept_outputs
 from tilepipe.errors import GeometryError, ModelError
 from tilepipe.models import build
-from tilepipe.padded import Padded
+from tilepipe.variants.padded import Padded
 
 
 @cache

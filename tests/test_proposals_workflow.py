@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tilepipe.checkpoint import ClassInfo, Model
-from tilepipe.crf import parse_crf, refine
+from tilepipe.crf.parameters import parse_crf
+from tilepipe.crf.refine import refine
 from tilepipe.errors import ModelError
 from tilepipe.models import build
 from tilepipe.proposals import propose_windows

@@ -19,9 +19,9 @@ from torch import nn
 from tilepipe.checkpoint import ClassInfo, ModelCard, load_model, save_model
 from tilepipe.errors import ModelError
 from tilepipe.exported.archive import save_exported
-from tilepipe.factory import Factory
+from tilepipe.loading.factory import Factory
+from tilepipe.loading.reference import ModelReference, band_names, palette
 from tilepipe.models import build
-from tilepipe.reference import ModelReference, band_names, palette
 
 STATISTICS = {"mean": (100.0,), "std": (50.0,)}
 
@@ -174,7 +174,7 @@ def test_a_network_can_be_looked_at_without_statistics(code, tmp_path):
     save_exported(tmp_path / "n.pt2", nn.Conv2d(4, 2, 3))
     (tmp_path / "model.toml").write_text('model = "net.py:make"\n[arguments]\nbands = 7\n')
     found = [
-        ModelReference.parse(name, **told).network()
+        ModelReference.parse(name, **told).look()
         for name, told in (
             (f"{code}:make", {}),
             (tmp_path / "n.pt2", {}),
@@ -183,8 +183,9 @@ def test_a_network_can_be_looked_at_without_statistics(code, tmp_path):
             ("synthetic-landcover", {}),
         )
     ]
-    assert [bands for _, bands in found] == [3, 4, 7, 5, 3]
-    assert not any(network.training for network, _ in found)
+    assert [bands for _, bands, _ in found] == [3, 4, 7, 5, 3]
+    assert [card is not None for _, _, card in found] == [False] * 4 + [True]
+    assert not any(network.training for network, _, _ in found)
 
 
 def test_a_regression_has_no_classes(code):

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import nn
 
 from tilepipe.errors import ModelError
-from tilepipe.reference import ModelReference
-from tilepipe.weights import put_weights, read_weights
+from tilepipe.loading.reference import ModelReference
+from tilepipe.loading.weights import put_weights, read_weights
 
 
 def a_network():

@@ -13,11 +13,11 @@ from tilepipe.block import BlockRecipe, BlockRunner, MemberRecipe
 from tilepipe.checkpoint import Model
 from tilepipe.geometry.network import Geometry
 from tilepipe.grid import OutputGrid
-from tilepipe.member import Variation
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, plan
 from tilepipe.predict.predictor import Wanted
 from tilepipe.projection import Footprint, PixelLayout, Resources
+from tilepipe.variants.variation import Variation
 
 
 def planned(geometry: Geometry, shape: tuple[int, int], request: PlanRequest) -> TilePlan:

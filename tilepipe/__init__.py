@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
     from tilepipe.job import Job, prepare
+    from tilepipe.loading.reference import ModelReference
     from tilepipe.options import SegmentOptions
-    from tilepipe.padded import Padded
     from tilepipe.pipeline import Summary, predict_raster, segment_raster
     from tilepipe.proposals import aggregate
-    from tilepipe.reference import ModelReference
+    from tilepipe.variants.padded import Padded
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
@@ -25,8 +25,8 @@ _HOME = {
     "Job": "tilepipe.job",
     "Model": "tilepipe.checkpoint",
     "ModelCard": "tilepipe.checkpoint",
-    "ModelReference": "tilepipe.reference",
-    "Padded": "tilepipe.padded",
+    "ModelReference": "tilepipe.loading.reference",
+    "Padded": "tilepipe.variants.padded",
     "SegmentOptions": "tilepipe.options",
     "Summary": "tilepipe.pipeline",
     "TilepipeError": "tilepipe.errors",

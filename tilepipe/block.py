@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from tilepipe.checkpoint import Model
 from tilepipe.combine import Combination
-from tilepipe.crf import CrfParameters
+from tilepipe.crf.parameters import CrfParameters
 from tilepipe.ensemble import Block, Ensemble, Meeting, Voice
 from tilepipe.errors import ReadError, RunError
 from tilepipe.grid import OutputGrid
 from tilepipe.job import Job
-from tilepipe.member import Reference, Variation
+from tilepipe.member import Reference
 from tilepipe.plan import BlockIndex, TilePlan
 from tilepipe.predict.blend import window_weights
 from tilepipe.predict.maps import BlockMaps, Wanted
@@ -23,6 +23,7 @@ from tilepipe.predict.prepare import use_large_pages
 from tilepipe.raster.area import AreaMask
 from tilepipe.raster.source import RasterSource
 from tilepipe.store.output import OutputStore
+from tilepipe.variants.variation import Variation
 from tilepipe.window import Window
 
 
@@ -125,7 +126,7 @@ class BlockRunner:
 
     def _voice(self, member: MemberRecipe, model: Model) -> Voice:
         predictor = Predictor(
-            member.variation.network(model),
+            member.variation.network(model.network, model.card.task),
             mean=model.card.mean,
             std=model.card.std,
             classes=member.channels,

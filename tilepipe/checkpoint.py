@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import safetensors.torch
 import torch
@@ -37,7 +37,8 @@ LARGEST_HEADER = 4 * 2**20
 """Bytes; a network of ten thousand tensors needs about one million."""
 IN_MEMORY = "(memory)"
 """The source of a model that was made in this process."""
-TASKS = ("segmentation", "regression")
+Task = Literal["segmentation", "regression"]
+TASKS: tuple[Task, ...] = get_args(Task)
 COUNTERS = "num_batches_tracked"  # batch normalisation's, which evaluation does not use
 
 
@@ -79,7 +80,7 @@ class ModelCard:
     licence: str
     provenance: Mapping[str, Any]
     """How it was made: data, command, score."""
-    task: str = "segmentation"
+    task: Task = "segmentation"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

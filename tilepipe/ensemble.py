@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from tilepipe.combine import Combination, combine, maps_of, softmax_in_place
-from tilepipe.crf import CrfParameters, refine
+from tilepipe.crf.parameters import CrfParameters
+from tilepipe.crf.refine import refine
 from tilepipe.grid import OutputGrid
 from tilepipe.plan import Cell, TilePlan
 from tilepipe.predict.maps import BlockMaps, Wanted
@@ -187,7 +188,7 @@ def _refiner(device: str) -> Callable[[Array, Array, Array | None, CrfParameters
     """What refines on this device."""
     if not device.startswith("cuda"):
         return refine
-    from tilepipe.crf_cuda import refine_on
+    from tilepipe.crf.cuda import refine_on
     from tilepipe.predict.cuda_device import CudaDevice
 
     return partial(refine_on, CudaDevice(torch.device(device)))

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from tilepipe.checkpoint import ClassInfo
-from tilepipe.crf import CrfParameters, parse_crf, working_bytes
+from tilepipe.crf.parameters import CrfParameters, parse_crf
+from tilepipe.crf.refine import working_bytes
 from tilepipe.errors import PlanError, UsageError
 from tilepipe.geometry.network import Geometry
 from tilepipe.grid import OutputGrid

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
-from tilepipe.augment import Augmented, Group, augmented_geometry
 from tilepipe.checkpoint import Model, bundled_models, load_model
 from tilepipe.combine import match_classes
-from tilepipe.dense import dilated, shift_and_stitch
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.geometry.network import Geometry
+from tilepipe.loading.reference import ModelReference
 from tilepipe.options import SegmentOptions
 from tilepipe.raster.bands import select_bands
 from tilepipe.raster.info import BandChoice
 from tilepipe.raster.source import RasterInfo, RasterSource
-from tilepipe.reference import ModelReference
-from tilepipe.trace import geometry_of
+from tilepipe.variants.variation import Variation
 
 Reference = ModelReference | Model
 """What a worker has a model from: how to load it, or, for one that was made in memory, the model itself."""
@@ -28,34 +25,6 @@ Reference = ModelReference | Model
 OneModel = str | Path | Reference
 Models = OneModel | Sequence[OneModel] | None
 """How callers name models: one or several, each by name, file, reference or itself; None for a bundled one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variation:
-    """How a job runs a network other than as it comes."""
-
-    dense: Literal["dilate", "stitch"] | None = None
-    """Slide a classifier whose output step is larger at stride 1."""
-    tta: Group | None = None
-    """Average over flips, or over flips and quarter turns."""
-
-    def network(self, model: Model) -> nn.Module:
-        """The network that runs."""
-        network = model.network
-        if self.dense is not None:
-            network = dilated(network) if self.dense == "dilate" else shift_and_stitch(network)
-        if self.tta is not None:
-            task: Literal["segmentation", "regression"] = (
-                "regression" if model.card.task == "regression" else "segmentation"
-            )
-            network = Augmented(network, self.tta, task)
-        return network
-
-    def geometry(self, model: Model) -> Geometry:
-        """The geometry of the network that runs."""
-        plain = Variation(self.dense).network(model)
-        derived = geometry_of(plain, len(model.card.bands))
-        return derived if self.tta is None else augmented_geometry(derived, self.tta)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,26 +56,23 @@ def members_of(
     members = []
     for (model, reference), place, order in zip(models, places, orders, strict=True):
         variation, geometry = _varied(model, options)
-        network = variation.network(model)
+        network = variation.network(model.network, model.card.task)
         members.append(Member(model, reference, variation, network, geometry, place, order))
     return tuple(members), whole.select(together)
 
 
 def _varied(model: Model, options: SegmentOptions) -> tuple[Variation, Geometry]:
     """How the options want the network to run, and the geometry that it then has."""
-    plain = Variation(tta=options.tta)
-    if options.stride is not None:
-        bare = Variation().geometry(model)
-        if bare.scale != (1, 1):
-            plain = Variation(options.dense, options.tta)
-    geometry = plain.geometry(model)
+    bands = len(model.card.bands)
+    variation = Variation.asked(options, model.network, bands)
+    geometry = variation.geometry(model.network, bands)
     names = model.card.classes
     if options.values is None and geometry.channels_out != len(names):
         raise ModelError(
             f"the network of {model.source} gives {geometry.channels_out} scores a pixel for {len(names)} classes; "
             "the two have to agree"
         )
-    return plain, geometry
+    return variation, geometry
 
 
 def _union(choices: Sequence[BandChoice]) -> tuple[BandChoice, list[tuple[int, ...]]]:

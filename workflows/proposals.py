@@ -34,7 +34,8 @@ from rasterio.windows import Window as RasterWindow
 
 from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model
 from tilepipe.combine import match_classes, softmax_in_place
-from tilepipe.crf import CrfParameters, parse_crf, refine
+from tilepipe.crf.parameters import CrfParameters, parse_crf
+from tilepipe.crf.refine import refine
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster

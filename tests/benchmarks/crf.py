@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tilepipe.crf import CrfParameters, refine, working_bytes
+from tilepipe.crf.parameters import CrfParameters
+from tilepipe.crf.refine import refine, working_bytes
 
 
 def seconds(classes: int, shape: tuple[int, int], parameters: CrfParameters, runs: int, bands: int = 3) -> float:

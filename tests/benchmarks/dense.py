@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tilepipe.dense import dilated, shift_and_stitch
 from tilepipe.models import build
 from tilepipe.predict.prepare import DTYPES, prepare, use_large_pages
+from tilepipe.variants.dense import dilated, shift_and_stitch
 
 WINDOW = 28
 

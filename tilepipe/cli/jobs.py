@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilepipe.cli.arguments import option, spread
+from tilepipe.cli.model_options import ModelOptions
 from tilepipe.cli.options import (
     OUTPUT,
     TALK,
@@ -16,7 +17,6 @@ from tilepipe.cli.options import (
     JobOptions,
     LabelOptions,
     LongTalk,
-    ModelOptions,
     Overwrite,
     Talk,
 )

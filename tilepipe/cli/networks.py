@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect as inspection
 import json
-import os
-import re
-import sys
-import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tilepipe.cli import show
 from tilepipe.cli.arguments import spread
+from tilepipe.cli.cards import about_preset, architectures, bundled, card_entries, models_text, preset_entries
 from tilepipe.cli.derivation import derivation_entries, derivation_table, derive_on_paper, small_size
+from tilepipe.cli.model_options import NetworkOptions
 from tilepipe.cli.options import Talk
 from tilepipe.cli.words import network_entries
-from tilepipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,17 +24,14 @@ if TYPE_CHECKING:
 
 CORES = (1024, 2048, 4096)
 DISPROVED = 3
-WIDTH = 96
-"""Characters of a line of prose."""
-PRESET = (("preset", "about"), ("family", "family"), ("source", "source"))
-"""What an architecture's lines are called, and where `about_preset` has them."""
 
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL",
+        metavar="NAME|FILE|MODULE:FACTORY",
         show_default=False,
-        help="A bundled model, a model file, or an architecture's name, which gets random weights.",
+        help="A bundled model, a model file, an exported program (.pt2), a factory, or an architecture's name, "
+        "which without --weights gets random ones.",
     ),
 ]
 Prove = Annotated[
@@ -47,23 +40,21 @@ Prove = Annotated[
 
 
 @spread
-def inspect(model: Reference, talk: Talk, proof: Prove = True) -> None:
+def inspect(model: Reference, made: NetworkOptions, talk: Talk, proof: Prove = True) -> None:
     """Show what a model asks of tiles.
 
     Its card, legal sizes and how they follow on paper, reach, halo, the cost of tiles, whether exact is possible or
     which layer forbids it; and the proof of all that on the real network. Exits with 3 where the proof fails. With -v
     also the arithmetic of each layer that changes the size, and every layer.
     """
-    from tilepipe.trace import geometry_of
-
-    network, card, source = load_network(model)
-    geometry = geometry_of(network, bands_of(network, card))
+    subject = look(model, made)
+    network, geometry = subject.network, subject.geometry
     found = {
-        "model": source,
-        "card": None if card is None else asdict(card),
-        "preset": about_preset(model) if card is None else None,
+        "model": subject.source,
+        "card": None if subject.card is None else asdict(subject.card),
+        "preset": about_preset(model) if subject.card is None else None,
         **describe_network(network, geometry),
-        "derivation": derive_on_paper(network, geometry),
+        "derivation": derive_on_paper(subject.unaugmented, geometry),
     }
     if talk.verbose:
         found["layers"] = layers(network, geometry)
@@ -81,19 +72,35 @@ def models(talk: Talk) -> None:
     print(json.dumps(found) if talk.json else models_text(found))
 
 
-def load_network(reference: str) -> tuple[nn.Module, ModelCard | None, str]:
-    """(network, card, where it comes from): a model by name or file, else an architecture with random weights."""
-    from tilepipe.checkpoint import bundled_models, load_model
-    from tilepipe.models import MODELS, build
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network that is inspected."""
 
-    if reference in MODELS and reference not in bundled_models() and not os.path.exists(reference):
-        return build(reference).eval(), None, f"{reference}, random weights"
-    if reference not in bundled_models() and not os.path.exists(reference):
-        bundled = ", ".join(bundled_models()) or "none"
-        legal = f"bundled are {bundled}, architectures are {', '.join(sorted(MODELS))}"
-        raise ModelError(f"{reference} is no model file, bundled model or architecture; {legal}")
-    model = load_model(reference)
-    return model.network, model.card, model.source
+    network: nn.Module
+    """As a job would run it."""
+    unaugmented: nn.Module
+    """Without test-time augmentation, which changes no sizes."""
+    geometry: Geometry
+    card: ModelCard | None
+    source: str
+
+
+def look(name: str, made: NetworkOptions) -> Subject:
+    """The network of that name and its geometry, made as the options say."""
+    from tilepipe.models import MODELS
+    from tilepipe.variants.variation import Variation
+
+    reference = made.reference(name)
+    plain, bands, card = reference.look()
+    variation = Variation.asked(made.resolve(), plain, bands)
+    task = "segmentation" if card is None else card.task
+    without = Variation(variation.dense).network(plain, task)
+    source = name
+    if made.weights is not None:
+        source = f"{name}, weights of {made.weights}"
+    elif card is None and reference.name in MODELS:
+        source = f"{name}, random weights"
+    return Subject(variation.network(plain, task), without, variation.geometry(plain, bands), card, source)
 
 
 def describe_network(network: nn.Module, geometry: Geometry) -> dict[str, Any]:
@@ -115,13 +122,6 @@ def layers(network: nn.Module, geometry: Geometry) -> list[dict[str, Any]]:
     from tilepipe.trace import layer_table
 
     return [asdict(row) for row in layer_table(network, geometry, small_size(geometry))]
-
-
-def bands_of(network: nn.Module, card: ModelCard | None) -> int:
-    """How many bands a network takes: what its card says, else what its first layer does."""
-    if card is not None:
-        return len(card.bands)
-    return next((int(p.shape[1]) for p in network.parameters() if p.ndim == 4), 3)
 
 
 def tile_costs(geometry: Geometry) -> list[dict[str, Any]]:
@@ -197,91 +197,3 @@ def layer_text(rows: list[dict[str, Any]]) -> str:
 
 def _interval(need: dict[str, int] | None) -> str:
     return "-" if need is None else f"{need['start']}:{need['stop']}"
-
-
-def card_entries(card: dict[str, Any] | None, verbose: bool) -> list[tuple[str, str]]:
-    """A model card as lines; all of it where `verbose`."""
-    if card is None:
-        return []
-    rows = [
-        ("network", f"{card['architecture']} {_arguments(card['arguments'])}".strip()),
-        ("classes", ", ".join(item["name"] for item in card["classes"]) or "none (regression)"),
-        ("bands", ", ".join(card["bands"])),
-        ("pixels", "any size" if card["resolution"] is None else f"{card['resolution']:g} m"),
-        ("licence", card["licence"]),
-    ]
-    if verbose:
-        rows += [(name, ", ".join(f"{value:g}" for value in card[name])) for name in ("mean", "std")]
-        rows += [("nodata", card["nodata"])]
-    made = [(str(name), _short(value)) for name, value in card["provenance"].items()]
-    if made:
-        rows.append(("made by", show.entries(made)))
-    return rows
-
-
-def _arguments(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def bundled() -> list[dict[str, Any]]:
-    """The bundled models as JSON values: name, bytes, and what their cards say."""
-    from importlib import resources
-
-    from tilepipe.checkpoint import bundled_models, load_model
-
-    found = []
-    for name in bundled_models():
-        card = load_model(name).card
-        size = len((resources.files("tilepipe") / "weights" / f"{name}.safetensors").read_bytes())
-        found.append({"name": name, "bytes": size, **asdict(card)})
-    return found
-
-
-def architectures() -> list[dict[str, str]]:
-    """Each architecture's name, and the first line of what its function says."""
-    from tilepipe.models import MODELS
-
-    return [
-        {"name": name, "about": (factory.__doc__ or "").strip().partition("\n")[0]}
-        for name, factory in sorted(MODELS.items())
-    ]
-
-
-def about_preset(name: str) -> dict[str, str] | None:
-    """What an architecture is, from its documentation: the network itself, its family, its source."""
-    from tilepipe.models import MODELS
-
-    factory = MODELS.get(name)
-    if factory is None:
-        return None
-    paragraphs = [" ".join(text.split()) for text in (sys.modules[factory.__module__].__doc__ or "").split("\n\n")]
-    cited = (re.match(r'.*?"[^"]+" \([^)]*\)', text) for text in paragraphs)  # authors, "title" (where)
-    source = next((found[0] for found in cited if found), "")
-    about = inspection.getdoc(factory) or ""
-    return {"about": " ".join(about.split("\n\n")[0].split()), "family": paragraphs[0], "source": source}
-
-
-def preset_entries(preset: dict[str, str] | None) -> list[tuple[str, str]]:
-    """An architecture's documentation as lines."""
-    told = preset or {}
-    return [(name, textwrap.fill(told[key], WIDTH)) for name, key in PRESET if told.get(key)]
-
-
-def models_text(found: dict[str, Any]) -> str:
-    """What `models` lists, for people."""
-    blocks = []
-    for item in found["bundled"]:
-        rows = card_entries(item, verbose=False)
-        blocks.append(f"{item['name']} ({show.size(item['bytes'])})\n" + _indent(show.entries(rows)))
-    if not blocks:
-        blocks.append("no model is bundled")
-    names = show.entries((item["name"], item["about"]) for item in found["architectures"])
-    return "\n\n".join([*blocks, "architectures, for model files and `tilepipe inspect`:\n" + _indent(names)])
-
-
-def _indent(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,132 +12,7 @@ from tilepipe.cli.group import remember
 from tilepipe.errors import UsageError
 from tilepipe.options import SegmentOptions, parse_bytes, parse_nodata, parse_numbers, parse_pair
 
-if TYPE_CHECKING:
-    from tilepipe.member import Models
-
 MAP, INPUT, OUTPUT, MACHINE, TALK = "The map", "Input", "Output", "Machine", "Telling"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """Which networks run, and how."""
-
-    model: Annotated[
-        list[str] | None,
-        option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE|MODULE:FACTORY",
-            panel=MAP,
-            help="A bundled model, a model file, an exported program (.pt2) or a factory; "
-            "without it the bundled model that fits the bands. Given several times, the models are combined.",
-        ),
-    ] = None
-    weights: Annotated[
-        str | None,
-        option(
-            "--weights",
-            metavar="FILE",
-            panel=MAP,
-            help="The weights of a factory or architecture: safetensors, or a state dictionary (.pt, .pth).",
-        ),
-    ] = None
-    arg: Annotated[
-        list[str] | None,
-        option("--arg", metavar="KEY=VALUE", panel=MAP, help="An argument of the factory or architecture; repeatable."),
-    ] = None
-    classes: Annotated[
-        str | None,
-        option(
-            "--classes",
-            metavar="NAMES|N",
-            panel=MAP,
-            help="The classes of a network that does not name them, by commas, in the order of its scores.",
-        ),
-    ] = None
-    input_bands: Annotated[
-        str | None,
-        option(
-            "--input-bands",
-            metavar="NAMES|N",
-            panel=MAP,
-            help="The bands that such a network takes, in its order: red,green,blue,nir ...",
-        ),
-    ] = None
-    mean: Annotated[
-        str | None,
-        option("--mean", metavar="NUMBERS", panel=MAP, help="Their means, which such a network wants subtracted."),
-    ] = None
-    std: Annotated[
-        str | None,
-        option(
-            "--std", metavar="NUMBERS", panel=MAP, help="Their standard deviations, which it wants them divided by."
-        ),
-    ] = None
-    stride: Annotated[
-        int | None,
-        option(
-            "--stride",
-            metavar="1",
-            panel=MAP,
-            help="Slide a classifier whose outputs lie several pixels apart over every pixel.",
-        ),
-    ] = None
-    dense: Annotated[
-        str,
-        option(
-            "--dense",
-            metavar="dilate|stitch",
-            panel=MAP,
-            help="How --stride 1 slides: one pass with dilated layers, or all offsets interleaved; equal results.",
-        ),
-    ] = "dilate"
-    tta: Annotated[
-        str | None,
-        option(
-            "--tta",
-            metavar="flips|d4",
-            panel=MAP,
-            help="Average over the tile's flips (4 passes), or its flips and quarter turns (8 passes).",
-        ),
-    ] = None
-
-    def resolve(self) -> dict[str, Any]:
-        """The options as SegmentOptions takes them."""
-        return {"stride": self.stride, "dense": self.dense, "tta": self.tta}
-
-    def models(self) -> Models:
-        """The models as the library takes them; UsageError where what is told of one does not say of which."""
-        told = {
-            "weights": self.weights,
-            "arguments": self.arg or None,
-            "classes": self.classes,
-            "bands": self.input_bands,
-            "mean": self.mean,
-            "std": self.std,
-        }
-        given = [name for name, value in told.items() if value is not None]
-        names = self.model or []
-        if given and len(names) != 1:
-            raise UsageError(
-                f"{_FLAGS[given[0]]} describes one model and {len(names)} are given; describe each in a model.toml, "
-                "and give these as --model"
-            )
-        if not names:
-            return None
-        from tilepipe.reference import ModelReference
-
-        return [ModelReference.parse(name, **told) for name in names]
-
-
-_FLAGS = {
-    "weights": "--weights",
-    "arguments": "--arg",
-    "classes": "--classes",
-    "bands": "--input-bands",
-    "mean": "--mean",
-    "std": "--std",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tilepipe.checkpoint import METADATA_KEY, ModelCard, one_line, parse_json
 from tilepipe.errors import ModelError, TilepipeError
 from tilepipe.exported.program import DTYPES, Program, build_program
-from tilepipe.weights import check_parts, check_state, unpickled
+from tilepipe.loading.weights import check_parts, check_state, unpickled
 
 SUFFIX = ".pt2"
 SAMPLES = "data/sample_inputs/model.pt"

@@ -1,4 +1,4 @@
-"""CPU kernels of the conditional random field in `tilepipe.crf`: a wave of rows through all its steps.
+"""CPU kernels of the conditional random field in `tilepipe.crf.parameters`: a wave of rows through all its steps.
 
 Every kernel releases the GIL, uses one thread, and does the same floating-point operations for a pixel wherever it
 lies. The appearance kernel costs an exponential for each pair of neighbours, and the same pairs serve every step:

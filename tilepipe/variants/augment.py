@@ -20,12 +20,12 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from tilepipe.checkpoint import Task
 from tilepipe.errors import GeometryError
 from tilepipe.geometry.network import AxisGeometry, Geometry
 from tilepipe.trace import first_map
 
 Group = Literal["flips", "d4"]
-Task = Literal["segmentation", "regression"]
 
 
 class Augmented(nn.Module):

@@ -32,6 +32,7 @@ from tilepipe.checkpoint import (
     ClassInfo,
     Model,
     ModelCard,
+    Task,
     bundled_models,
     is_number,
     load_model,
@@ -39,11 +40,12 @@ from tilepipe.checkpoint import (
 )
 from tilepipe.errors import ModelError
 from tilepipe.exported.archive import SUFFIX, load_exported
-from tilepipe.factory import SYNTAX, Factory
+from tilepipe.exported.program import Program
+from tilepipe.loading.factory import SYNTAX, Factory
+from tilepipe.loading.spelling import PARSERS
+from tilepipe.loading.weights import check_parts, put_weights, read_weights
 from tilepipe.models import MODELS, build
-from tilepipe.spelling import PARSERS
 from tilepipe.trace import channels_of
-from tilepipe.weights import check_parts, put_weights, read_weights
 
 Names = tuple[str, ...] | int | None
 Numbers = tuple[float, ...] | None
@@ -82,7 +84,7 @@ class ModelReference:
     """Of each band in raw units, or one number for all."""
     resolution: float | None = None
     """Ground size of the training pixels in metres."""
-    task: str | None = None
+    task: Task | None = None
     """"segmentation" or "regression"; None: the card's, else segmentation."""
 
     def __post_init__(self) -> None:
@@ -130,25 +132,25 @@ class ModelReference:
         self._refuse_files_that_are_no_models()
         return self._described(load_model(self.name))
 
-    def network(self) -> tuple[nn.Module, int]:
-        """(the network, how many bands it takes), to look at: without a card, and an architecture without weights.
+    def look(self) -> tuple[nn.Module, int, ModelCard | None]:
+        """(the network, how many bands it takes, its card where it has one), to look at and not to run.
 
-        Raises ModelError as `load` does.
+        An architecture needs no weights for it, and no network statistics. Raises ModelError as `load` does.
         """
         if _toml_of(self.name)[0]:
-            return self._spelled_out().network()
-        made, known = Factory.parse(self.name), None
+            return self._spelled_out().look()
+        made = Factory.parse(self.name)
+        known: int | None = None
         if made is not None:
             network = self._with_weights(made.make(self.arguments))
         elif self.name in MODELS:
             network = self._with_weights(self._built()[0])
-        elif self.name.endswith(SUFFIX):
-            network, _ = load_exported(self.name)
-            known = network.bands
+        elif self.name.endswith(SUFFIX) and (found := self._archive())[1] is None:
+            network, known = found[0], found[0].bands
         else:
             model = self.load()
-            return model.network, len(model.card.bands)
-        return network.eval(), self._band_count(network, known)
+            return model.network, len(model.card.bands), model.card
+        return network.eval(), self._band_count(network, known), None
 
     # ---- kinds -----------------------------------------------------------------------------------------------
 
@@ -180,15 +182,18 @@ class ModelReference:
             raise ModelError(f"arguments {arguments!r} of {self.name}: {one_line(error)}") from None
 
     def _exported(self) -> Model:
-        if self.weights is not None or self.arguments:
-            raise ModelError(f"{self.name} holds its weights and takes no arguments; drop --weights and --arg")
-        network, card = load_exported(self.name)
+        network, card = self._archive()
         with open(self.name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if card is not None:
             self._check_channels(network, card, len(card.bands))
             return self._described(Model(network, card, self.name, digest))
         return self._foreign(network, digest.encode(), network.bands)
+
+    def _archive(self) -> tuple[Program, ModelCard | None]:
+        if self.weights is not None or self.arguments:
+            raise ModelError(f"{self.name} holds its weights and takes no arguments; drop --weights and --arg")
+        return load_exported(self.name)
 
     def _described(self, model: Model) -> Model:
         """The model, once nothing that is told contradicts its card."""

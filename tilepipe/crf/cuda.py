@@ -1,4 +1,4 @@
-"""Refinement by the conditional random field of `tilepipe.crf` on a CUDA device, one thread per pixel.
+"""Refinement by the conditional random field of `tilepipe.crf.parameters` on a CUDA device, one thread per pixel.
 
 The formula is the same; exponentials round differently, so results agree with the CPU's to a few units in the last
 place and not bit for bit. A pixel's sums are formed by one thread, row by row over its neighbours, so they do not
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numba import cuda
 
-from tilepipe.crf import CrfParameters, profiles
-from tilepipe.crf_cpu import FLOOR, LIMIT
+from tilepipe.crf.cpu import FLOOR, LIMIT
+from tilepipe.crf.parameters import CrfParameters
+from tilepipe.crf.refine import profiles
 from tilepipe.errors import RunError
 from tilepipe.predict.blend_cuda import THREADS, blocks_for
 from tilepipe.predict.cuda_device import CudaDevice, Download
@@ -31,7 +32,7 @@ GROUP = 8
 def refine_on(
     device: CudaDevice, probabilities: Array, colors: Array, valid: Array | None, parameters: CrfParameters
 ) -> Array:
-    """The refined probabilities, as of `tilepipe.crf.refine`, computed on a device.
+    """The refined probabilities, as of `tilepipe.crf.refine.refine`, computed on a device.
 
     Any number of threads may call it at once. Device memory: 3 times the probabilities, the colours, and 2 values
     and a flag a pixel. Raises RunError where that does not fit.
@@ -79,7 +80,7 @@ def kernels_for(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     strengths(colors, valid, tables, weights, strength) fills `strength` (2, h, w) with each weight / the sum of its
     kernel over a pixel's neighbours. step(prior, before, after, colors, valid, strength, tables) turns the beliefs
     `before` into those `after`, all (classes, h, w); pixels that are not valid keep theirs. colors: (bands, h, w),
-    so scaled that the squared distance is the exponent; tables: as of `tilepipe.crf.profiles`.
+    so scaled that the squared distance is the exponent; tables: as of `tilepipe.crf.refine.profiles`.
     """
     real = dtype.type
     zero, limit = real(0), real(LIMIT)

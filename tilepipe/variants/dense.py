@@ -26,8 +26,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilepipe.chain import Link, Pair, chain_of, window_and_step
 from tilepipe.errors import GeometryError
+from tilepipe.variants.chain import Link, Pair, chain_of, window_and_step
 
 torch.fx.wrap("check_window")
 
