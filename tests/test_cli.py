@@ -14,7 +14,8 @@ from commands import assert_one_line, job, make_files, run
 
 from tilepipe.cli import app
 from tilepipe.cli.failures import Manner, explain, report
-from tilepipe.cli.options import JobOptions
+from tilepipe.cli.model_options import ModelOptions
+from tilepipe.cli.options import JobOptions, LabelOptions
 from tilepipe.errors import InputError, RunError, StoppedError, StoreBusyError, UsageError
 from tilepipe.options import SegmentOptions
 
@@ -67,10 +68,9 @@ def test_plan_takes_the_options_of_a_job() -> None:
 
 
 def test_every_option_of_a_job_reaches_the_library() -> None:
-    taken = {"no_shards": "shards"}
-    fields = {taken.get(name, name) for name in JobOptions.__dataclass_fields__} - {"model"}
-    assert fields | {"overwrite"} == set(SegmentOptions.__dataclass_fields__)
-    chosen = JobOptions(
+    network = ModelOptions(stride=1, dense="stitch", tta="d4")
+    labels = LabelOptions(combine="max", refine="crf", confidence=True, probabilities="uint8")
+    job = JobOptions(
         stitch="blend",
         tile="64x96",
         overlap=8,
@@ -83,8 +83,6 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         resample=True,
         stage="never",
         block="128",
-        confidence=True,
-        probabilities="uint8",
         no_shards=True,
         device="cpu",
         gpus="0,1",
@@ -93,7 +91,8 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         workers=2,
         threads=3,
         scheduler="tcp://a:1",
-    ).resolve(overwrite=True)
+    )
+    chosen = job.resolve(overwrite=True, **network.resolve(), **labels.resolve())
     assert chosen == SegmentOptions(
         stitch="blend",
         tile=(64, 96),
@@ -109,6 +108,11 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         block=(128, 128),
         confidence=True,
         probabilities="uint8",
+        stride=1,
+        dense="stitch",
+        tta="d4",
+        combine="max",
+        refine="crf",
         shards=False,
         device="cpu",
         gpus=(0, 1),
@@ -120,7 +124,8 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         overwrite=True,
     )
     default = SegmentOptions()
-    assert all(getattr(chosen, name) != getattr(default, name) for name in fields - {"window"})
+    untold = {name for name in SegmentOptions.__dataclass_fields__ if getattr(chosen, name) == getattr(default, name)}
+    assert untold == {"window", "values"}
 
 
 def test_help_loads_no_heavy_library() -> None:

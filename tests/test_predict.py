@@ -358,7 +358,7 @@ def test_refusals() -> None:
         predictor(network, (8, 8), precision="fp16")
     with pytest.raises(UsageError, match="threads 0"):
         predictor(network, (8, 8), threads=0)
-    with pytest.raises(UsageError, match="float16 or float32"):
+    with pytest.raises(UsageError, match="uint8, float16, float32"):
         Wanted(probabilities="int8")  # type: ignore[arg-type]
     with predictor(network, (8, 8), classes=7) as ready, pytest.raises(ModelError, match="7 classes need"):
         ready.warm_up()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tilepipe.checkpoint import Model, bundled_models, load_model
+from tilepipe.checkpoint import IN_MEMORY, Model, bundled_models, load_model
 from tilepipe.combine import match_classes
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.geometry.network import Geometry
@@ -156,8 +156,12 @@ def mismatch(model: Model, info: RasterInfo) -> float:
 def resolution_notes(members: Sequence[Member], info: RasterInfo) -> list[str]:
     """What to tell of models that were trained at another ground resolution."""
     return [
-        f"the raster's pixels are {info.resolution_m:.3g} m, {member.model.source} was trained at "
+        f"the raster's pixels are {info.resolution_m:.3g} m, {_called(member.model)} was trained at "
         f"{member.model.card.resolution:.3g} m; labels may be poor, --resample reads at the model's resolution"
         for member in members
         if mismatch(member.model, info) > 2
     ]
+
+
+def _called(model: Model) -> str:
+    return "the model" if model.source == IN_MEMORY else model.source

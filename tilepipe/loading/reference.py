@@ -218,6 +218,12 @@ class ModelReference:
 
     def _refuse_files_that_are_no_models(self) -> None:
         path = Path(self.name)
+        if self.name not in bundled_models() and not path.exists():
+            bundled = ", ".join(bundled_models()) or "none"
+            raise ModelError(
+                f"{path}: no such model file; bundled are {bundled}, architectures, which want --weights, are "
+                f"{', '.join(sorted(MODELS))}"
+            )
         if path.suffix == ".py":
             raise ModelError(f"{path} is Python code, which runs only where a factory is named: {path}:FACTORY")
         if path.suffix in WEIGHTS_ALONE and path.is_file():

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba.core import config
 
 from tilepipe.errors import UsageError
 from tilepipe.predict.scores import Array
 
-# numba's own CUDA part cannot compile our kernels; the `gpu` extra brings its successor of the same name.
-if find_spec("numba_cuda") is None:
+# numba's own CUDA part cannot compile our kernels, only simulate them; the `gpu` extra brings its successor of the
+# same name.
+if find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:
     raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]")
 from numba import cuda
 
