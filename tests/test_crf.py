@@ -83,8 +83,8 @@ SHARES = st.sampled_from([None, 0.2, 0.8])
 SEEDS = st.integers(0, 2**32)
 
 
-@settings(max_examples=25, deadline=None)
-@given(parameters(), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), SHARES, SEEDS)
+@settings(max_examples=15, deadline=None)
+@given(parameters(), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), SHARES, SEEDS)
 def test_refined_as_by_brute_force(
     p: CrfParameters, classes: int, height: int, width: int, share: float | None, seed: int
 ) -> None:
