@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 import typer
 from commands import assert_one_line, job, make_files, planned, run, shell
 from typer.testing import CliRunner
 
 from tilepipe.cli.arguments import option, spread
 from tilepipe.cli.options import JobOptions
+from tilepipe.exported.archive import save_exported
+from tilepipe.models import build
 from tilepipe.proof import Check, Proof
 
 
@@ -153,6 +157,38 @@ def test_inspect_knows_architectures_without_weights() -> None:
     assert result.exit_code == 0, result.output
     for said in ("32n", "reach 186", "halo 192", "1408 x 1408", "1.89"):
         assert said in result.output
+
+
+def inspected(*words: object) -> dict[str, Any]:
+    result = run("inspect", *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_inspect_takes_whatever_a_job_takes(tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text("import torch\ndef make(depth): return torch.nn.Sequential(*[torch.nn.Conv2d(4, 4, 3)] * depth)")
+    found = inspected(f"{code}:make", "--arg", "depth=3")
+    assert (found["network"]["rows"]["reach"], found["channels"], found["card"]) == ([0, 6], [4, 4], None)
+    torch.save(build("lenet", width=0.1).state_dict(), tmp_path / "lenet.pt")
+    found = inspected("lenet", "--arg", "width=0.1", "--weights", tmp_path / "lenet.pt")
+    assert "lenet.pt" in found["model"]
+    assert inspected("segnet", "--no-proof", "--arg", "width=0.1", "--input-bands", 5)["channels"][0] == 5
+    save_exported(tmp_path / "net.pt2", torch.nn.Conv2d(2, 3, 5))
+    assert inspected(tmp_path / "net.pt2")["network"]["rows"]["reach"] == [0, 4]
+
+
+def test_inspect_shows_a_network_as_a_job_varies_it() -> None:
+    lenet = ("lenet", "--arg", "width=0.1", "--stride", 1)
+    for dense in ("dilate", "stitch"):
+        found = inspected(*lenet, "--dense", dense)
+        assert (found["network"]["rows"]["scale"], found["proof"]["passed"]) == (1, True)
+    basic = ("segnet-basic", "--arg", "width=0.05")
+    assert inspected(*basic, "--stride", 1, "--no-proof")["network"]["rows"]["sizes"] == "16n"
+    found = inspected(*basic, "--tta", "flips")
+    assert found["proof"]["passed"]
+    assert_one_line(run("inspect", *lenet, "--tta", "flips"), 3, "--tta is not possible")
+    assert_one_line(run("inspect", "lenet", "--stride", 2), 2, "stride is 2", "legal is 1")
 
 
 def test_inspect_verbose_lists_the_layers() -> None:

@@ -205,14 +205,10 @@ def _writer_text(found: dict[str, Any] | None) -> str:
 
 def _settings_text(settings: dict[str, Any]) -> str:
     """Each model with its plan in a line, and what they share in the last."""
-    # A store of the time before ensembles names one model and one plan.
-    models = settings.get("models") or [settings.get("model", {})]
-    plans = settings.get("plans") or [settings.get("plan", {})] * len(models)
     lines = []
-    for model, plan in zip(models, plans, strict=False):
-        words = [f"model {model.get('source', 'unknown')}"]
-        if plan:
-            words.append(f"{plan['stitch']} stitching, tiles of {plan['rows']['tile']} x {plan['cols']['tile']}")
+    for model, plan in zip(settings.get("models", []), settings.get("plans", []), strict=False):
+        words = [f"model {model['source']}"]
+        words.append(f"{plan['stitch']} stitching, tiles of {plan['rows']['tile']} x {plan['cols']['tile']}")
         lines.append(", ".join(words))
     shared = [str(settings[name]) for name in ("precision", "device") if name in settings]
     if settings.get("refinement"):
