@@ -70,10 +70,11 @@ class BlockRecipe:
     threads: int
     wanted: Wanted
     grid: OutputGrid
-    store: OutputStore
+    store: OutputStore | None
+    """None where nothing is written."""
 
     @classmethod
-    def of(cls, job: Job, source: RasterSource, store: OutputStore) -> BlockRecipe:
+    def of(cls, job: Job, source: RasterSource, store: OutputStore | None) -> BlockRecipe:
         """The recipe of a job's workers."""
         options = job.options
         members = tuple(
@@ -116,7 +117,6 @@ class BlockRunner:
         models = [member.load() for member in recipe.members]
         self.reader = recipe.source.open()
         self.area = None if recipe.area is None else recipe.area.open()
-        self.store = recipe.store
         self.voices = [self._voice(member, model) for member, model in zip(recipe.members, models, strict=True)]
         self.ensemble: Ensemble | None = None
         if len(self.voices) > 1 or recipe.crf is not None:
@@ -150,6 +150,11 @@ class BlockRunner:
             voice.predictor.close()
         self.reader.close()
 
+    def read_from(self, source: RasterSource) -> None:
+        """Reads another raster from now on, one of the same size, type and bands."""
+        self.reader.close()
+        self.reader = source.open()
+
     def maps(self, outputs: Window) -> BlockMaps | None:
         """The map (and what else is wanted) of a window of outputs; None where no pixel gets one."""
         grid = self.recipe.grid
@@ -179,7 +184,8 @@ class BlockRunner:
 
 def run_block(runner: BlockRunner, index: BlockIndex) -> Outcome:
     """What became of one block: read, predicted, written, recorded; or the error that its pixels gave."""
-    outputs = runner.plan.block_window(index)
+    outputs, store = runner.plan.block_window(index), runner.recipe.store
+    assert store is not None, "blocks that are run are written"
     started = time.perf_counter()
     try:
         maps = runner.maps(outputs)
@@ -187,7 +193,7 @@ def run_block(runner: BlockRunner, index: BlockIndex) -> Outcome:
         return Outcome(index, outputs.area, str(error))
     info = {"seconds": {"compute": time.perf_counter() - started}}
     if maps is None:
-        runner.store.write_nodata(index, info)
+        store.write_nodata(index, info)
     else:
-        runner.store.write_block(index, maps, {**info, "disagreement": [maps.disagreed, maps.overlapped]})
+        store.write_block(index, maps, {**info, "disagreement": [maps.disagreed, maps.overlapped]})
     return Outcome(index, outputs.area, None)

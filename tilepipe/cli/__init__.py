@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import demo, jobs, networks, stores
+from tilepipe.cli import demo, jobs, networks, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -29,6 +29,7 @@ for command in (
     stores.status,
     stores.export,
     stores.ingest,
+    train.train,
     demo.demo,
 ):
     app.command()(command)

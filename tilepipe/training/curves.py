@@ -1,0 +1,47 @@
+"""A run's history as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+from tilepipe.training.state import RunFolder
+
+TABLE, PICTURE = "curves.csv", "curves.png"
+
+
+def write_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Writes curves.csv, a row per validation, and, where matplotlib is installed, curves.png."""
+    text = _table(history, classes)
+    folder.write(TABLE, lambda file: _put(file, text.encode()))
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in history]
+    left.plot(steps, [row["loss"] for row in history], marker=".")
+    left.set(xlabel="step", ylabel="training loss")
+    for number, name in enumerate(classes):
+        right.plot(steps, [row["iou"][number] for row in history], label=name, linewidth=0.8)
+    right.plot(steps, [row["mean_iou"] for row in history], label="mean", color="black", marker=".")
+    right.set(xlabel="step", ylabel="validation IoU", ylim=(0, 1))
+    right.legend(fontsize="small", ncols=2)
+    folder.write(PICTURE, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def _table(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    scores = ("step", "rate", "loss", "mean_iou", "accuracy")
+    rows.writerow([*scores, *(f"iou {name}" for name in classes)])
+    for row in history:
+        rows.writerow([*(row[name] for name in scores), *("" if each is None else each for each in row["iou"])])
+    return text.getvalue()
+
+
+def _put(file: BinaryIO, data: bytes) -> None:
+    file.write(data)

@@ -1,0 +1,123 @@
+"""A run's folder: settings, the state from which it resumes, its history, and the best model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from tilepipe.checkpoint import one_line
+from tilepipe.errors import InputError, RunError, UsageError
+
+SETTINGS, STATE, BEST = "settings.json", "state.pt", "model.safetensors"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimiser steps that are done."""
+    best: float = -1.0
+    """The highest mean IoU of a validation."""
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per validation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; `Progress(**values)` gives it back."""
+        return {"step": self.step, "best": self.best, "best_step": self.best_step, "history": self.history}
+
+
+class RunFolder:
+    """The files of one run. Each is there whole or not at all, at whatever instant the process is killed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def model(self) -> Path:
+        """The best model, or, for a network of a user's own, its weights."""
+        return self.path / BEST
+
+    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
+        """Whether the folder holds a run with these settings that is to be continued.
+
+        Raises UsageError where it holds another one, or something else.
+        """
+        if overwrite:
+            for name in (SETTINGS, STATE):
+                (self.path / name).unlink(missing_ok=True)
+        stored = self._stored_settings()
+        if stored is not None:
+            plain = json.loads(json.dumps(settings))
+            differing = sorted(name for name in stored.keys() | plain.keys() if stored.get(name) != plain.get(name))
+            if differing:
+                told = ", ".join(f"{name} was {stored.get(name)!r}, is {plain.get(name)!r}" for name in differing[:2])
+                raise UsageError(
+                    f"{self.path} holds a run with other settings ({_shortened(told)}); repeat those to continue it, "
+                    "name another folder, or start anew with --overwrite"
+                )
+            return (self.path / STATE).exists()
+        if self.path.exists() and (not self.path.is_dir() or (any(self.path.iterdir()) and not overwrite)):
+            raise UsageError(f"{self.path} is no folder of a training run; name a new one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        self.write(SETTINGS, lambda file: _write(file, text.encode()))
+        return False
+
+    def save(self, progress: Progress, tensors: Mapping[str, Any]) -> None:
+        """Keeps the state, in place of the last one."""
+        state = {"progress": json.dumps(progress.to_json()), **tensors}
+        self.write(STATE, lambda file: torch.save(state, file))
+
+    def load(self, device: torch.device) -> tuple[Progress, dict[str, Any]]:
+        """(progress, tensors) that were kept last; nothing in the file is executed."""
+        path = self.path / STATE
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            return Progress(**json.loads(state.pop("progress"))), state
+        except Exception as error:
+            raise InputError(
+                f"{path} cannot be resumed from ({one_line(error)}); start anew with --overwrite"
+            ) from None
+
+    def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
+        """A file of that name with what `fill` puts into it, durable before it takes the name."""
+        target, temporary = self.path / name, self.path / f".{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RunError(
+                f"{target} cannot be written: {one_line(error)}; make room and run the command again"
+            ) from None
+
+    def _stored_settings(self) -> dict[str, Any] | None:
+        path = self.path / SETTINGS
+        if not path.exists():
+            return None
+        try:
+            stored = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {one_line(error)}; start anew with --overwrite") from None
+        return stored if isinstance(stored, dict) else {}
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

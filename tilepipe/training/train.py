@@ -1,0 +1,190 @@
+"""From a data set to a model file: `train` puts a run together and sees it through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from tilepipe.errors import UsageError
+from tilepipe.machine import versions
+from tilepipe.options import Precision, SegmentOptions
+from tilepipe.schedule import Stop
+from tilepipe.training.curves import write_curves
+from tilepipe.training.dataset import Augmentation, WindowDataset
+from tilepipe.training.draws import draws_of
+from tilepipe.training.loop import Run, Told, Trainer
+from tilepipe.training.model_file import card_of, model_path, scores_of, write_model
+from tilepipe.training.network import make_network, require_legal_crop
+from tilepipe.training.options import Kind, TrainOptions
+from tilepipe.training.pairs import Pair, open_pairs
+from tilepipe.training.samples import DataSet, Split
+from tilepipe.training.state import Progress, RunFolder
+from tilepipe.training.statistics import Statistics, class_weights, statistics_of
+from tilepipe.training.validation import Validation
+
+STATISTICS, TOML = "statistics.json", "model.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    model: str
+    """What to give to `--model`."""
+    mean_iou: float
+    """Of the best validation."""
+    iou: dict[str, float | None]
+    """Of each class then."""
+    best_step: int
+    steps: int
+    seconds: float
+    resumed_from: int
+
+
+def train(
+    data: DataSet,
+    folder: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    tell: Callable[[Told], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+    stop: Stop | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Trains a network and leaves the best by validation in `folder`; the same call continues a run that was stopped.
+
+    The folder then holds model.safetensors (for a network of the caller's own also model.toml, which names its
+    code), the state, settings, curves. Equal arguments, threads and libraries give equal weights on a CPU. Raises
+    TilepipeError for whatever does not fit together, before the first step.
+    """
+    options, began, files = options or TrainOptions(), time.monotonic(), RunFolder(folder)
+    if data.classes is None:
+        raise UsageError("the data do not name their classes; name them with --classes, in the order of their values")
+    continued = files.begin(_settings(data, options), overwrite)
+    with _arithmetic(options):
+        trainer = Trainer(_run(data, options, files, note))
+        if continued:
+            trainer.resume()
+        resumed = trainer.progress.step
+        if resumed < options.steps:
+            trainer.train(tell, stop)
+        progress = trainer.progress
+    best = next(row for row in progress.history if row["step"] == progress.best_step)
+    names = [each.name for each in data.classes]
+    return Outcome(
+        model=model_path(files, options),
+        mean_iou=progress.best,
+        iou=dict(zip(names, best["iou"], strict=True)),
+        best_step=progress.best_step,
+        steps=options.steps,
+        seconds=time.monotonic() - began,
+        resumed_from=resumed,
+    )
+
+
+def _settings(data: DataSet, options: TrainOptions) -> dict[str, Any]:
+    """What a run that goes on must share with the one that began, as JSON values."""
+    return {
+        **options.meaning(),
+        "data": [[each.split, each.image, each.label, *map(_stamp, (each.image, each.label))] for each in data.samples],
+        "classes": [[each.name, list(each.color)] for each in data.classes or ()],
+        "void": list(data.void),
+        "threads": torch.get_num_threads() if options.threads is None else options.threads,
+        "versions": versions(),
+    }
+
+
+def _stamp(path: str) -> list[int] | None:
+    """A file's size and time of modification; None for what is no file."""
+    try:
+        told = Path(path).stat()
+    except OSError:
+        return None
+    return [told.st_size, told.st_mtime_ns]
+
+
+@contextmanager
+def _arithmetic(options: TrainOptions) -> Iterator[None]:
+    """Threads, reproducible kernels and random numbers of a run; afterwards all is as it was."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    cudnn, decided = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn, decided
+
+
+def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[[str], None]) -> Run:
+    classes = data.classes or ()
+    training = _pairs(data, "train", options)
+    judging = _pairs(data, "validation", options)
+    if not judging:
+        raise UsageError("no sample is for validation; give some the split 'validation', or use --validation SHARE")
+    statistics = _statistics(files, training, len(classes), data.void)
+    subject = make_network(options, len(classes), len(statistics.mean))
+    for line in subject.notes:
+        note(line)
+    if subject.statistics is not None:
+        mean, std = subject.statistics
+        statistics = replace(statistics, mean=mean, std=std)
+    require_legal_crop(subject.geometry, options.crop)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = options.precision or ("bf16" if device.type == "cuda" else "float32")
+    card = card_of(data, options, subject.arguments, training, statistics)
+    judged_in: Precision = "bf16" if precision == "bf16" and device.type == "cuda" else "float32"
+    judging_options = SegmentOptions(device=options.device, precision=judged_in, threads=options.threads)
+    augmentation = Augmentation(options.crop, options.flips, options.rotate, options.scales, options.jitter)
+
+    def windows(kind: Kind) -> WindowDataset:
+        draws = draws_of(kind, training, augmentation, options.seed)
+        return WindowDataset(training, draws, augmentation, statistics, data.void)
+
+    def keep_best(network: nn.Module, progress: Progress) -> None:
+        told = {**card.provenance, **scores_of(progress, classes)}
+        write_model(files, network, replace(card, provenance=told), options)
+        write_curves(files, progress.history, [each.name for each in classes])
+
+    weights = class_weights(options.class_weights, statistics)
+    return Run(
+        network=subject.network,
+        classes=len(classes),
+        weights=None if options.class_weights == "none" else weights,
+        options=options,
+        device=device,
+        precision=precision,
+        folder=files,
+        windows=windows,
+        validate=Validation(judging, card, data.void, judging_options),
+        keep_best=keep_best,
+    )
+
+
+def _pairs(data: DataSet, split: Split, options: TrainOptions) -> tuple[Pair, ...]:
+    return open_pairs(data.of(split), options.bands, options.input_bands)
+
+
+def _statistics(files: RunFolder, pairs: Sequence[Pair], classes: int, void: Sequence[int]) -> Statistics:
+    """The statistics of the training samples, computed once for a run."""
+    path = files.path / STATISTICS
+    if path.exists():
+        return Statistics.from_json(path.read_text())
+    found = statistics_of(pairs, classes, void)
+    files.write(STATISTICS, lambda file: _put(file, found.to_json().encode()))
+    return found
+
+
+def _put(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
