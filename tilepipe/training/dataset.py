@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tilepipe.training.pairs import Pair
 from tilepipe.training.statistics import IGNORE, Statistics, target_table, targets_of
 from tilepipe.training.windows import Augmentation, Draw, Draws, turned
 
-__all__ = ["IGNORE", "Augmentation", "WindowDataset", "loader"]
+__all__ = ["IGNORE", "Augmentation", "WindowDataset", "loader", "worker_deaths"]
 
 ATTEMPTS = 5
 """Windows that are drawn for an item, until one shows a labelled pixel; the last is taken in any case."""
@@ -112,23 +113,37 @@ def loader(dataset: WindowDataset, first: int, last: int, batch: int, workers: i
         generator=torch.Generator(),
     )
     start = first
-    try:
+    with worker_deaths(lambda: _names(dataset, range(start, min(start + batch, last)))):
         for found in batches:
             if isinstance(found, TilepipeError):
                 raise found
             yield found[0], found[1]
             start += batch
+
+
+@contextmanager
+def worker_deaths(reading: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turns the death of a worker into a RunError of one line, which says what was being read where `reading` can.
+
+    torch tells of a death wherever the process happens to be, so a training loop needs this around it too.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        if workers == 0 or "worker" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
-        names = dict.fromkeys(
-            dataset.pairs[dataset.draws(index).pair].image.info.name for index in range(start, min(start + batch, last))
-        )
-        told = " ".join(str(error).split("\n")[0].split())
+        what = f" reading {reading()} or what follows it" if reading else ""
+        told = " ".join(str(error).split("\n", 1)[0].split())
         raise RunError(
-            f"a worker that reads windows died by item {start}, of {', '.join(list(names)[:3])}: {told}; "
-            "run again with fewer --workers, or 0 to see why"
+            f"a worker process died{what} ({told}); where memory is short use fewer --workers, "
+            "or 0 to read in the training process"
         ) from None
+
+
+def _names(dataset: WindowDataset, items: range) -> str:
+    """The images that these items show, the first few."""
+    names = dict.fromkeys(dataset.pairs[dataset.draws(index).pair].image.info.name for index in items)
+    return ", ".join(list(names)[:3])
 
 
 def _collated(items: list[Any]) -> Any:
