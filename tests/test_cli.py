@@ -33,7 +33,8 @@ def files(tmp_path_factory) -> Path:
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {"segment", "predict", "plan", "inspect", "models", "status", "export", "ingest", "demo"}
+    names = "segment predict plan inspect models status export ingest train evaluate demo"
+    assert set(COMMANDS) == set(names.split())
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

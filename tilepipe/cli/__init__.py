@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import demo, jobs, networks, stores, train
+from tilepipe.cli import demo, evaluate, jobs, networks, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -30,6 +30,7 @@ for command in (
     stores.export,
     stores.ingest,
     train.train,
+    evaluate.evaluate,
     demo.demo,
 ):
     app.command()(command)
