@@ -2,7 +2,8 @@
 
 As Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation" (arXiv 1505.04366, section 4.2),
 train DeconvNet. An object is a connected component of a class's pixels, which stands in for annotated instances;
-candidates are boxes of random place and shape, which stand in for proposals.
+candidates are boxes of random place and shape, which stand in for proposals. In both stages all labels of a window
+count, where the paper's first one keeps the centred object's alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from tilepipe.errors import InputError, UsageError
 from tilepipe.training.pairs import Pair
 from tilepipe.training.statistics import target_table, targets_of
-from tilepipe.training.windows import Augmentation, Draw, check_scales, drawn_flip, finished, random_of, turned
+from tilepipe.training.windows import Augmentation, Draw, check_scales, draw_of, drawn_flip, random_of, turned
 from tilepipe.window import Interval, Window
 
 SMALLEST = 64
@@ -219,7 +220,7 @@ def _around(random: np.random.Generator, pair: int, box: Box, draws: ObjectDraws
         _centred(random, axis, max(1, round(side * scale)), length)
         for axis, side, length in zip(box, crop, draws.shapes[pair], strict=True)
     )
-    return finished(random, pair, Window(rows, cols), draws.augmentation, (turns, mirrored))
+    return draw_of(random, pair, Window(rows, cols), draws.augmentation, (turns, mirrored))
 
 
 def _centred(random: np.random.Generator, box: Interval, side: int, length: int) -> Interval:

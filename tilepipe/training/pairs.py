@@ -160,12 +160,11 @@ def band_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
     Three bands that declare nothing are red, green and blue.
     """
     info = pairs[0].image.info
-    # A first band is gray by default, whatever it holds.
-    told = [
-        colour if colour not in ("undefined", "palette", "gray") else (text or "").strip().lower() or colour
-        for text, colour in zip(info.descriptions, info.color_interp, strict=True)
-    ]
-    told = ["" if name in ("undefined", "palette") else name for name in told]
+    told = []
+    for text, colour in zip(info.descriptions, info.color_interp, strict=True):
+        # A first band is gray by default, whatever it holds.
+        plain = colour in ("undefined", "palette", "gray")
+        told.append((text or "").strip().lower() or ("gray" if colour == "gray" else "") if plain else colour)
     if all(told) and len(set(told)) == len(told):
         return tuple(told)
     return RGB if len(told) == len(RGB) else tuple(f"band{number}" for number in range(1, len(told) + 1))

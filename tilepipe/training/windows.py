@@ -108,10 +108,10 @@ class UniformDraws:
                 for length, side in zip(self.shapes[pair], turned(self.augmentation.crop, turns), strict=True)
             )
         )
-        return finished(random, pair, window, self.augmentation, (turns, mirrored))
+        return draw_of(random, pair, window, self.augmentation, (turns, mirrored))
 
 
-def finished(
+def draw_of(
     random: np.random.Generator, pair: int, window: Window, augmentation: Augmentation, flip: tuple[int, bool]
 ) -> Draw:
     """The draw of a window, with what is left to draw for it."""
