@@ -182,7 +182,9 @@ class _Block:
         if self.tolerance is not None:
             boundary = boundary_counts(truth, found, self.classes, self.tolerance, valid, core)
         ignored = int(np.count_nonzero(truth[own] == NONE))
-        errors = np.where(valid[own], np.where(truth[own] == found[own], CORRECT, WRONG), IGNORED).astype(np.uint8)
+        errors = np.full(window.shape, CORRECT, np.uint8)
+        errors[truth[own] != found[own]] = WRONG
+        errors[~valid[own]] = IGNORED
         return _BlockScore(confusion, boundary, ignored, window.area - confusion.pixels - ignored, errors)
 
 

@@ -208,20 +208,19 @@ def boundary_counts(
     InputError where a valid label is no class.
     """
     flags = _checked(truth, found, valid)
-    window = Window.whole(truth.shape) if core is None else core
-    rows, cols = window.within(Window.whole(truth.shape))
+    own = (Window.whole(truth.shape) if core is None else core).within(Window.whole(truth.shape))
     edges = [_boundary(values, flags, classes) for values in (truth, found)]
-    reach = min(boundary_margin(tolerance) - 1, max(truth.shape))
-    present = [np.bincount(edge.reshape(-1), minlength=classes + 1) > 0 for edge in edges]
+    reach, limit = min(boundary_margin(tolerance) - 1, max(truth.shape)), _squared(tolerance)
+    places = [_places(edge, *own, classes) for edge in edges]
+    hits = np.zeros((2, classes), np.int64)
     near = np.empty(truth.shape, np.int32)
-    counted, hits = np.zeros((2, classes), np.int64), np.zeros((2, classes), np.int64)
-    for number, edge in enumerate(edges):
-        counted[number] = np.bincount(edge[rows, cols].reshape(-1), minlength=classes + 1)[1:]
-        for label in np.flatnonzero((present[0] & present[1])[1:] & (counted[number] > 0)):
+    for number, (rows, cols, ends) in enumerate(places):
+        for label in np.flatnonzero(np.diff(ends)):
             _column_distances(edges[1 - number], label + 1, reach, near)
-            area = (rows.start, rows.stop, cols.start, cols.stop)
-            hits[number, label] = _count_hits(edge, label + 1, near, area, reach, _squared(tolerance))
-    return BoundaryCounts(counted[0], hits[0], counted[1], hits[1])
+            mine = slice(ends[label], ends[label + 1])
+            hits[number, label] = _count_near(near, rows[mine], cols[mine], reach, limit)
+    (_, _, truth_ends), (_, _, found_ends) = places
+    return BoundaryCounts(np.diff(truth_ends), hits[0], np.diff(found_ends), hits[1])
 
 
 def boundary_margin(tolerance: float) -> int:
@@ -270,10 +269,10 @@ def _squared(tolerance: float) -> int:
 
 def _boundary(labels: Labels, valid: NDArray[np.bool_], classes: int) -> NDArray[np.uint16]:
     """(rows, columns): label + 1 of each boundary pixel, 0 elsewhere."""
-    out = np.zeros(labels.shape, np.uint16)
-    found = _mark_boundary(np.ascontiguousarray(labels), np.ascontiguousarray(valid), classes, out)
-    if not found:
+    if (valid & ((labels < 0) | (labels >= classes))).any():
         raise InputError(f"a label is none of the {classes} classes; mark pixels that do not count as not valid")
+    out = np.empty(labels.shape, np.uint16)
+    _mark_boundary(np.ascontiguousarray(labels), np.ascontiguousarray(valid), out)
     return out
 
 
@@ -291,24 +290,42 @@ def _count_pairs(truth: Labels, found: Labels, valid: NDArray[np.bool_], counts:
 
 
 @njit(nogil=True, cache=True)
-def _mark_boundary(labels: Labels, valid: NDArray[np.bool_], classes: int, out: NDArray[np.uint16]) -> bool:
-    """Sets label + 1 where a side neighbour is valid and of another class; whether all valid labels are classes."""
+def _mark_boundary(labels: Labels, valid: NDArray[np.bool_], out: NDArray[np.uint16]) -> None:
+    """Sets label + 1 where a side neighbour is valid and of another class, else 0."""
     rows, cols = labels.shape
-    legal = True
     for i in range(rows):
+        # At the image's edge a pixel is its own neighbour. Without branches this becomes vector code.
+        up, down = max(i - 1, 0), min(i + 1, rows - 1)
         for j in range(cols):
-            if not valid[i, j]:
-                continue
             own = labels[i, j]
-            legal &= 0 <= own < classes
-            if (
-                (i > 0 and valid[i - 1, j] and labels[i - 1, j] != own)
-                or (i + 1 < rows and valid[i + 1, j] and labels[i + 1, j] != own)
-                or (j > 0 and valid[i, j - 1] and labels[i, j - 1] != own)
-                or (j + 1 < cols and valid[i, j + 1] and labels[i, j + 1] != own)
-            ):
-                out[i, j] = own + 1
-    return legal
+            other = (valid[up, j] & (labels[up, j] != own)) | (valid[down, j] & (labels[down, j] != own))
+            out[i, j] = own + 1 if valid[i, j] & other else 0
+    for i in range(rows):
+        for j in range(1, cols):
+            if valid[i, j - 1] & valid[i, j] & (labels[i, j - 1] != labels[i, j]):
+                out[i, j - 1], out[i, j] = labels[i, j - 1] + 1, labels[i, j] + 1
+
+
+@njit(nogil=True, cache=True)
+def _places(
+    edge: NDArray[np.uint16], rows: slice, cols: slice, classes: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], Counts]:
+    """(rows, columns) of the boundary pixels in a part of `edge`, class by class, and where each class ends."""
+    ends = np.zeros(classes + 1, np.int64)
+    for i in range(rows.start, rows.stop):
+        for j in range(cols.start, cols.stop):
+            if edge[i, j]:
+                ends[edge[i, j]] += 1
+    ends = np.cumsum(ends)
+    free = ends.copy()
+    found = np.empty((2, ends[-1]), np.intp)
+    for i in range(rows.start, rows.stop):
+        for j in range(cols.start, cols.stop):
+            if edge[i, j]:
+                k = free[edge[i, j] - 1]
+                free[edge[i, j] - 1] = k + 1
+                found[0, k], found[1, k] = i, j
+    return found[0], found[1], ends
 
 
 @njit(nogil=True, cache=True)
@@ -326,29 +343,20 @@ def _column_distances(edge: NDArray[np.uint16], code: int, reach: int, out: NDAr
 
 
 @njit(nogil=True, cache=True)
-def _count_hits(
-    edge: NDArray[np.uint16],
-    code: int,
-    near: NDArray[np.int32],
-    area: tuple[int, int, int, int],
-    reach: int,
-    limit: int,
-) -> int:
-    """How many pixels of `code` in `area` (rows, then columns) have a squared distance of at most `limit`.
+def _count_near(near: NDArray[np.int32], rows: NDArray[np.intp], cols: NDArray[np.intp], reach: int, limit: int) -> int:
+    """How many of the pixels (rows, cols) have a squared distance of at most `limit`, by their columns' distances.
 
-    Whole pixels: the nearest point of the other boundary is the nearest of any column's nearest ones.
+    The nearest point of the other boundary is, among those that are nearest in their columns, the nearest.
     """
-    cols = edge.shape[1]
+    width = near.shape[1]
     hits = 0
-    for i in range(area[0], area[1]):
-        for j in range(area[2], area[3]):
-            if edge[i, j] != code:
-                continue
-            for d in range(min(reach, cols) + 1):
-                left = near[i, j - d] if j >= d else reach + 1
-                right = near[i, j + d] if j + d < cols else reach + 1
-                nearest = np.int64(min(left, right))
-                if nearest <= reach and nearest * nearest + d * d <= limit:
-                    hits += 1
-                    break
+    for k in range(rows.size):
+        i, j = rows[k], cols[k]
+        for d in range(min(reach, width) + 1):
+            left = near[i, j - d] if j >= d else reach + 1
+            right = near[i, j + d] if j + d < width else reach + 1
+            nearest = np.int64(min(left, right))
+            if nearest <= reach and nearest * nearest + d * d <= limit:
+                hits += 1
+                break
     return hits
