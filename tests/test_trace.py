@@ -173,6 +173,15 @@ def test_outputs_that_are_no_map(kind, reason):
         geometry_of(Wrong(kind), 1)
 
 
+def test_inference_mode_makes_no_difference():
+    make, channels = networks.EXACT["skip"]
+    network, shape = networks.seeded(make), (1, channels, 64, 64)
+    outside, cost = geometry_of(network, channels), activation_bytes(network, shape, torch.float32)
+    with torch.inference_mode():
+        assert geometry_of(network, channels) == outside
+        assert activation_bytes(network, shape, torch.float32) == cost
+
+
 def test_the_network_is_left_alone():
     network = networks.SkipNet().train()
     before = copy.deepcopy(network.state_dict())

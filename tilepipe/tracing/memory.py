@@ -31,6 +31,7 @@ class Memory:
     """Multiplications and additions of its convolutions and matrix products."""
 
 
+@torch.inference_mode(mode=False)
 def activation_bytes(network: nn.Module, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Memory:
     """What the network holds for an input of `shape` (batch, channels, rows, columns) in `dtype`.
 

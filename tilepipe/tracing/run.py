@@ -44,6 +44,7 @@ _KEEPING = frozenset((_VIEWS + " clone repeat reshape _to_copy").split())
 """Operators that return what their argument holds: one value everywhere if that does."""
 
 
+@torch.inference_mode(mode=False)
 def on_meta(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of the network in evaluation mode on the meta device, floating-point weights in `dtype` if given.
 
@@ -74,6 +75,7 @@ def first_map(output: Any) -> torch.Tensor:
     raise GeometryError(f"the network returns {type(output).__name__}; legal: a tensor, a tuple, a dict with 'out'")
 
 
+@torch.inference_mode(mode=False)  # inside it operators would reach us whole, not as the plain ones they consist of
 def trace_at(network: nn.Module, channels: int, rows: int, cols: int) -> Trace:
     """The trace of a network that `on_meta` made, for one input of (1, channels, rows, cols).
 

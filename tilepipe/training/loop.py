@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tilepipe.errors import RunError, StoppedError
 from tilepipe.metrics import Confusion
 from tilepipe.schedule import Stop
-from tilepipe.training.dataset import loader
+from tilepipe.training.dataset import loader, worker_deaths
 from tilepipe.training.losses import Hints, cross_entropy
 from tilepipe.training.options import Kind, TrainOptions
 from tilepipe.training.rates import rate_at
@@ -68,8 +68,8 @@ class Run:
     windows: Callable[[Kind], Any]
     """The data set of a kind of stage."""
     validate: Callable[[nn.Module], Confusion]
-    keep_best: Callable[[nn.Module, Progress], None]
-    """Writes the model of a validation that is better than all before."""
+    keep: Callable[[nn.Module | None, Progress], None]
+    """Writes what a validation gave; of one that is better than all before the network, too."""
 
 
 class Trainer:
@@ -93,6 +93,10 @@ class Trainer:
 
     def train(self, tell: Callable[[Told], None], stop: Stop | None = None) -> Progress:
         """How the run ended; raises StoppedError once a request to stop was met and the state kept."""
+        with worker_deaths():
+            return self._train(tell, stop)
+
+    def _train(self, tell: Callable[[Told], None], stop: Stop | None) -> Progress:
         options, began, first = self.run.options, time.monotonic(), self.progress.step
         for batches in self._steps():
             self._step(batches)
@@ -188,7 +192,7 @@ class Trainer:
     # ---- validation and state --------------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        """Scores the network, adds a row to the history, keeps the model where it is the best."""
+        """Scores the network, and adds a row to the history."""
         progress = self.progress
         if not self.run.options.average:
             self.judged.load_state_dict(self.network.state_dict())
@@ -205,9 +209,10 @@ class Trainer:
             }
         )
         self.losses.zero_()
-        if mean > progress.best:
+        better = mean > progress.best
+        if better:
             progress.best, progress.best_step = mean, progress.step
-            self.run.keep_best(self.judged, progress)
+        self.run.keep(self.judged if better else None, progress)
 
     def keep(self) -> None:
         """Keeps the state from which the run can go on."""

@@ -20,6 +20,9 @@ from tilepipe.models.pretrained import start_from_vgg16
 from tilepipe.trace import geometry_of
 from tilepipe.training.options import TrainOptions
 
+FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+"""How files of weights end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -60,9 +63,7 @@ def require_legal_crop(geometry: Geometry, crop: tuple[int, int]) -> None:
     for name, axis, asked in zip(("rows", "columns"), geometry.axes, crop, strict=True):
         legal = axis.sizes.ceil(asked)
         if legal != asked:
-            raise ModelError(
-                f"a crop of {asked} {name} is no legal size of the network ({axis.sizes}); next is {legal}"
-            )
+            raise ModelError(f"a crop of {asked} {name} is no legal size of the network ({axis.sizes}); take {legal}")
 
 
 def _made(options: TrainOptions, counts: dict[str, int]) -> tuple[nn.Module, dict[str, Any]]:
@@ -105,6 +106,8 @@ def _kind_of(start: str) -> tuple[Literal["model", "vgg16", "weights"], Model | 
     if start in bundled_models():
         return "model", load_model(start)
     if not Path(start).exists():
+        if Path(start).suffix in FILES:
+            raise ModelError(f"{start}: no such file of weights to start from")
         return "vgg16", None  # a name of torchvision's, which says what is legal where it is none
     try:
         return "model", load_model(start)

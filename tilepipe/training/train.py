@@ -18,16 +18,17 @@ from tilepipe.options import Precision, SegmentOptions
 from tilepipe.schedule import Stop
 from tilepipe.training.curves import write_curves
 from tilepipe.training.dataset import Augmentation, WindowDataset
-from tilepipe.training.draws import draws_of
 from tilepipe.training.loop import Run, Told, Trainer
 from tilepipe.training.model_file import card_of, model_path, scores_of, write_model
 from tilepipe.training.network import make_network, require_legal_crop
+from tilepipe.training.objects import CandidateDraws, ObjectDraws, find_objects
 from tilepipe.training.options import Kind, TrainOptions
 from tilepipe.training.pairs import Pair, open_pairs
 from tilepipe.training.samples import DataSet, Split
 from tilepipe.training.state import Progress, RunFolder
 from tilepipe.training.statistics import Statistics, class_weights, statistics_of
 from tilepipe.training.validation import Validation
+from tilepipe.training.windows import Draws, UniformDraws
 
 STATISTICS, TOML = "statistics.json", "model.toml"
 
@@ -149,12 +150,13 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
     augmentation = Augmentation(options.crop, options.flips, options.rotate, options.scales, options.jitter)
 
     def windows(kind: Kind) -> WindowDataset:
-        draws = draws_of(kind, training, augmentation, options.seed)
+        draws = _draws(kind, training, len(classes), data.void, augmentation, options.seed)
         return WindowDataset(training, draws, augmentation, statistics, data.void)
 
-    def keep_best(network: nn.Module, progress: Progress) -> None:
-        told = {**card.provenance, **scores_of(progress, classes)}
-        write_model(files, network, replace(card, provenance=told), options)
+    def keep(network: nn.Module | None, progress: Progress) -> None:
+        if network is not None:
+            told = {**card.provenance, **scores_of(progress, classes)}
+            write_model(files, network, replace(card, provenance=told), options)
         write_curves(files, progress.history, [each.name for each in classes])
 
     weights = class_weights(options.class_weights, statistics)
@@ -168,8 +170,24 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
         folder=files,
         windows=windows,
         validate=Validation(judging, card, data.void, judging_options),
-        keep_best=keep_best,
+        keep=keep,
     )
+
+
+def _draws(
+    kind: Kind,
+    pairs: Sequence[Pair],
+    classes: int,
+    void: Sequence[int],
+    augmentation: Augmentation,
+    seed: int,
+) -> Draws:
+    """The rule that draws a stage's windows."""
+    shapes = tuple(pair.shape for pair in pairs)
+    if kind == "uniform":
+        return UniformDraws(shapes, augmentation, seed)
+    objects = find_objects(pairs, classes, void)
+    return (ObjectDraws if kind == "objects" else CandidateDraws)(objects, shapes, augmentation, seed)
 
 
 def _pairs(data: DataSet, split: Split, options: TrainOptions) -> tuple[Pair, ...]:
