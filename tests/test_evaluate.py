@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,25 @@ def test_the_default_tolerance_of_a_large_map_is_bounded() -> None:
     assert options(tolerance=300).tolerance_of((10**5, 10**5)) == 300
     with pytest.raises(UsageError, match="0 to 1024"):
         options(tolerance=1025)
+
+
+def test_memory_does_not_grow_with_the_maps(tmp_path: Path) -> None:
+    def peak(side: int) -> int:
+        truth, labels = scene(shape=(side, side))
+        write(tmp_path / "t.tif", truth[None], tiled=True, blockxsize=128, blockysize=128)
+        write(tmp_path / "p.tif", labels[None], nodata=255, tiled=True, blockxsize=128, blockysize=128)
+        chosen = options(block=128, tolerance=5, errors=tmp_path / "e.tif", overwrite=True)
+        tracemalloc.start()
+        try:
+            evaluate(tmp_path / "p.tif", tmp_path / "t.tif", chosen)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(640)  # what is loaded and compiled once does not count
+    small, large = peak(640), peak(1536)
+    assert large < 1.2 * small
+    assert large < 1536 * 1536 / 2
 
 
 def test_progress_ends_with_all_pixels(files: Path) -> None:
@@ -470,7 +490,9 @@ def test_without_matplotlib_one_line_says_so_before_anything_is_read(files: Path
         (("found.tif", "truth.tif", "--classes", "a,a"), 2, "its own name"),
         (("found.tif", "truth.tif", "--void", "x"), 2, "--void"),
         (("found.tif", "truth.tif", "--errors", "e.jpg"), 2, ".tif or .tiff or .png"),
+        (("found.tif", "truth.tif", "--errors", "no/e.tif"), 2, "folder that does not exist"),
         (("found.tif", "truth.tif", "--confusion", "c.tif"), 2, ".png"),
+        (("found.tif", "truth.tif", "--confusion", "no/c.png"), 2, "folder that does not exist"),
         (("found.tif",), 2, "TRUTH"),
     ],
 )

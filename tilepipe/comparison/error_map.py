@@ -24,7 +24,6 @@ from rasterio.windows import Window as RasterWindow
 from tilepipe.comparison.pairs import Pair
 from tilepipe.errors import RunError, UsageError
 from tilepipe.raster.gdal import reason
-from tilepipe.store.durable import explain
 from tilepipe.window import Window
 
 CORRECT, WRONG, IGNORED = 0, 1, 255
@@ -63,12 +62,14 @@ def error_map(path: str, pair: Pair, overwrite: bool = False) -> ErrorMap:
 
 
 def check_target(path: str, endings: tuple[str, ...], overwrite: bool) -> str:
-    """The ending of a path that may be written to; UsageError where it has another, or is taken."""
+    """The ending of a path that may be written to; UsageError where it has another, is taken, or has no folder."""
     ending = os.path.splitext(path)[1].lower()
     if ending not in endings:
         raise UsageError(f"{path} would be written; give a name that ends in {' or '.join(endings)}")
     if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
         raise UsageError(f"{path} exists; choose another path or use --overwrite")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise UsageError(f"{path} would lie in a folder that does not exist; make it, or choose another path")
     return ending
 
 
@@ -90,7 +91,7 @@ class _File(ABC):
             if error is None:
                 os.replace(self._temporary, self._target)
         except OSError as failure:
-            raise explain(failure, self._target) from failure
+            raise RunError(f"{self._target}: {failure.strerror}; free some space or choose another path") from failure
         finally:
             self._temporary.unlink(missing_ok=True)
 

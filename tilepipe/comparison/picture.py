@@ -30,7 +30,9 @@ def draw_confusion(path: str | Path, confusion: Confusion, classes: Sequence[str
     from matplotlib.figure import Figure
 
     pixels = confusion.truth_pixels[:, None]
-    shares = 100 * np.ma.masked_array(confusion.counts / np.maximum(pixels, 1), np.broadcast_to(pixels == 0, confusion.counts.shape))
+    shares = 100 * np.ma.masked_array(
+        confusion.counts / np.maximum(pixels, 1), np.broadcast_to(pixels == 0, confusion.counts.shape)
+    )
     count = len(classes)
     side = min(2.5 + 0.45 * count, 20.0)
     figure = Figure(figsize=(side + 1, side), dpi=150, layout="constrained")
