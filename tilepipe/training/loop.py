@@ -99,7 +99,7 @@ class Trainer:
     def _train(self, tell: Callable[[Told], None], stop: Stop | None) -> Progress:
         options, began, first = self.run.options, time.monotonic(), self.progress.step
         for batches in self._steps():
-            self._step(batches)
+            self.step(batches)
             step = self.progress.step = self.progress.step + 1
             validating = step % options.every == 0 or step == options.steps
             stopping = stop is not None and stop.asked and step < options.steps
@@ -130,7 +130,8 @@ class Trainer:
             for _ in range(first, end):
                 yield list(islice(batches, options.accumulate))
 
-    def _step(self, batches: Sequence[Batch]) -> None:
+    def step(self, batches: Sequence[Batch]) -> None:
+        """One optimiser step on some batches, whose gradients add up."""
         options, device = self.run.options, self.run.device
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(self.progress.step)
