@@ -12,16 +12,20 @@ from tilepipe.version import __version__
 if TYPE_CHECKING:
     from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
+    from tilepipe.evaluation import EvaluationOptions, evaluate
     from tilepipe.job import Job, prepare
     from tilepipe.loading.reference import ModelReference
     from tilepipe.options import SegmentOptions
     from tilepipe.pipeline import Summary, predict_raster, segment_raster
     from tilepipe.proposals import aggregate
+    from tilepipe.training.options import TrainOptions
+    from tilepipe.training.train import train
     from tilepipe.variants.padded import Padded
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
     "ClassInfo": "tilepipe.checkpoint",
+    "EvaluationOptions": "tilepipe.evaluation",
     "Job": "tilepipe.job",
     "Model": "tilepipe.checkpoint",
     "ModelCard": "tilepipe.checkpoint",
@@ -30,16 +34,20 @@ _HOME = {
     "SegmentOptions": "tilepipe.options",
     "Summary": "tilepipe.pipeline",
     "TilepipeError": "tilepipe.errors",
+    "TrainOptions": "tilepipe.training.options",
     "aggregate": "tilepipe.proposals",
+    "evaluate": "tilepipe.evaluation",
     "load_model": "tilepipe.checkpoint",
     "predict_raster": "tilepipe.pipeline",
     "prepare": "tilepipe.job",
     "save_model": "tilepipe.checkpoint",
     "segment_raster": "tilepipe.pipeline",
+    "train": "tilepipe.training.train",
 }
 
 __all__ = [
     "ClassInfo",
+    "EvaluationOptions",
     "Job",
     "Model",
     "ModelCard",
@@ -48,13 +56,16 @@ __all__ = [
     "SegmentOptions",
     "Summary",
     "TilepipeError",
+    "TrainOptions",
     "__version__",
     "aggregate",
+    "evaluate",
     "load_model",
     "predict_raster",
     "prepare",
     "save_model",
     "segment_raster",
+    "train",
 ]
 
 
