@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.windows import Window as RasterWindow
 
 from tilepipe.errors import InputError, UsageError
+from tilepipe.metrics import Confusion
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import Summary, segment_raster
 from tilepipe.preview import side_by_side
@@ -40,32 +40,6 @@ class DemoFiles:
     picture: Path
     new: bool
     """Whether the scene was made just now; an older one is kept as it is, so that its map can be resumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How well labels agree with the truth, over the pixels that have both."""
-
-    confusion: NDArray[np.int64]
-    """(true class, labelled class): pixels."""
-
-    @property
-    def accuracy(self) -> float:
-        """The share of pixels whose label is the true one."""
-        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
-
-    @property
-    def iou(self) -> tuple[float | None, ...]:
-        """Each class's intersection over union; None for a class that neither has."""
-        right = np.diagonal(self.confusion)
-        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - right
-        return tuple(float(r / u) if u else None for r, u in zip(right, union, strict=True))
-
-    @property
-    def mean_iou(self) -> float:
-        """The mean over the classes that occur."""
-        found = [value for value in self.iou if value is not None]
-        return sum(found) / len(found) if found else 0.0
 
 
 def make_scene(folder: str | Path, shape: tuple[int, int], seed: int) -> DemoFiles:
@@ -108,26 +82,19 @@ def segment_scene(
     return segment_raster(files.image, files.labels, MODEL, demo_options(files), progress=progress, stop=stop)
 
 
-def compare(files: DemoFiles) -> Scores:
-    """The label map against the truth, read in strips."""
+def compare(files: DemoFiles) -> Confusion:
+    """The label map's pixels against the truth, of those where both are a class; read in strips."""
     store = open_store(files.labels)
-    count = len(store.spec.classes)
-    labels, total = store.array("labels"), np.zeros((count, count), np.int64)
+    labels, found = store.array("labels"), Confusion.empty(len(store.spec.classes))
     with rasterio.open(files.truth) as truth:
         if (truth.height, truth.width) != store.spec.shape:
             raise InputError(f"{files.truth} and {files.labels} differ in size; run the demo in another folder")
         for start in range(0, truth.height, STRIP):
             stop = min(start + STRIP, truth.height)
             real = truth.read(1, window=RasterWindow(0, start, truth.width, stop - start))
-            total += confusion(real, np.asarray(labels[start:stop]), count)
-    return Scores(total)
-
-
-def confusion(truth: NDArray[np.unsignedinteger], labels: NDArray[np.unsignedinteger], count: int) -> NDArray[np.int64]:
-    """(true class, labelled class): pixels, of those where both are one of `count` classes."""
-    both = (truth < count) & (labels < count)
-    pairs = truth[both].astype(np.int64) * count + labels[both]
-    return np.bincount(pairs, minlength=count * count).reshape(count, count)
+            said = np.asarray(labels[start:stop])
+            found.add(real, said, np.maximum(real, said) < len(store.spec.classes))
+    return found
 
 
 def draw(files: DemoFiles) -> Path:

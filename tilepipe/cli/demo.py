@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,8 @@ from tilepipe.cli.words import plan_text, summary_text
 from tilepipe.options import parse_pair
 
 if TYPE_CHECKING:
-    from tilepipe.demo import DemoFiles, Scores
+    from tilepipe.demo import DemoFiles
+    from tilepipe.metrics import Confusion
     from tilepipe.pipeline import Summary
 
 Folder = Annotated[str, typer.Argument(metavar="[DIR]", help="A new folder, or one of an earlier demo.")]
@@ -56,7 +58,7 @@ def demo(
     print(jsonlib.dumps(_result(files, summary, scores)) if json else _text(files, summary, scores))
 
 
-def _result(files: DemoFiles, summary: Summary, scores: Scores) -> dict[str, Any]:
+def _result(files: DemoFiles, summary: Summary, scores: Confusion) -> dict[str, Any]:
     return {
         **summary.to_json(),
         "image": str(files.image),
@@ -64,15 +66,18 @@ def _result(files: DemoFiles, summary: Summary, scores: Scores) -> dict[str, Any
         "picture": str(files.picture),
         "accuracy": scores.accuracy,
         "mean_iou": scores.mean_iou,
-        "iou": dict(zip(summary.classes, scores.iou, strict=True)),
+        "iou": dict(_iou(summary, scores)),
     }
 
 
-def _text(files: DemoFiles, summary: Summary, scores: Scores) -> str:
-    iou = [
-        (name, "-" if value is None else f"{value:.3f}")
-        for name, value in zip(summary.classes, scores.iou, strict=True)
-    ]
+def _iou(summary: Summary, scores: Confusion) -> list[tuple[str, float | None]]:
+    """Each class with its IoU; None for one that neither map shows."""
+    values = (None if math.isnan(value) else value for value in scores.iou.tolist())
+    return list(zip(summary.classes, values, strict=True))
+
+
+def _text(files: DemoFiles, summary: Summary, scores: Confusion) -> str:
+    iou = [(name, "-" if value is None else f"{value:.3f}") for name, value in _iou(summary, scores)]
     places = [
         ("scene", str(files.image)),
         ("truth", str(files.truth)),
