@@ -219,6 +219,16 @@ def test_stages_follow_each_other(data: DataSet, tmp_path: Path) -> None:
     assert not torch.equal(weights(tmp_path / "uniform")[name], weights(tmp_path / "whole")[name])
 
 
+def test_tensorboard_is_told(data: DataSet, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(data, tmp_path / "run", SMALL)
+    told = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    told.Reload()
+    history = json.loads(state(tmp_path / "run")["progress"])["history"]
+    found = [(each.step, each.value) for each in told.Scalars("mean_iou")]
+    assert found == [(row["step"], pytest.approx(row["mean_iou"])) for row in history]
+
+
 # ---- what it starts from, what it leaves -------------------------------------------------------------------------
 
 
@@ -340,8 +350,11 @@ def test_a_run_with_other_settings_is_not_continued(data: DataSet, tmp_path: Pat
     train(data, tmp_path / "run", SMALL)
     with pytest.raises(TilepipeError, match=r"rate was 0.001, is 0.5.*--overwrite"):
         train(data, tmp_path / "run", replace(SMALL, rate=0.5))
-    done = train(data, tmp_path / "run", replace(SMALL, seed=3), overwrite=True)
+    smaller = data_of(tmp_path, shape=(64, 80))
+    done = train(smaller, tmp_path / "run", SMALL, overwrite=True)
     assert done.resumed_from == 0
+    train(smaller, tmp_path / "anew", SMALL)
+    assert_same_run(tmp_path / "anew", tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(TilepipeError, match="no folder of a training run"):

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from tilepipe.training.state import RunFolder
 
-TABLE, PICTURE = "curves.csv", "curves.png"
+TABLE, PICTURE, BOARD = "curves.csv", "curves.png", "tensorboard"
 
 
 def write_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
@@ -31,6 +31,29 @@ def write_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]], classe
     right.set(xlabel="step", ylabel="validation IoU", ylim=(0, 1))
     right.legend(fontsize="small", ncols=2)
     folder.write(PICTURE, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+class Board:
+    """Writes each validation for TensorBoard, where that is installed, into the run's folder `tensorboard`."""
+
+    def __init__(self, folder: RunFolder, classes: Sequence[str]) -> None:
+        self._folder, self._classes = folder, classes
+        self._writer: Any = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes a row of the history; what an earlier process wrote of its step or later ones is void."""
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+            except ImportError:
+                return
+            self._writer = SummaryWriter(str(self._folder.path / BOARD), purge_step=row["step"])
+        for name in ("loss", "rate", "mean_iou", "accuracy"):
+            self._writer.add_scalar(name, row[name], row["step"])
+        for name, value in zip(self._classes, row["iou"], strict=True):
+            if value is not None:
+                self._writer.add_scalar(f"iou/{name}", value, row["step"])
+        self._writer.flush()
 
 
 def _table(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from tilepipe.checkpoint import one_line
 from tilepipe.errors import InputError, RunError, UsageError
 
-SETTINGS, STATE, BEST = "settings.json", "state.pt", "model.safetensors"
+SETTINGS, STATISTICS, STATE, BEST = "settings.json", "statistics.json", "state.pt", "model.safetensors"
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class RunFolder:
         Raises UsageError where it holds another one, or something else.
         """
         if overwrite:
-            for name in (SETTINGS, STATE):
+            for name in (SETTINGS, STATISTICS, STATE, BEST):
                 (self.path / name).unlink(missing_ok=True)
         stored = self._stored_settings()
         if stored is not None:

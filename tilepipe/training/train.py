@@ -16,7 +16,7 @@ from tilepipe.errors import UsageError
 from tilepipe.machine import versions
 from tilepipe.options import Precision, SegmentOptions
 from tilepipe.schedule import Stop
-from tilepipe.training.curves import write_curves
+from tilepipe.training.curves import Board, write_curves
 from tilepipe.training.dataset import Augmentation, WindowDataset
 from tilepipe.training.loop import Run, Told, Trainer
 from tilepipe.training.model_file import card_of, model_path, scores_of, write_model
@@ -25,12 +25,10 @@ from tilepipe.training.objects import CandidateDraws, ObjectDraws, find_objects
 from tilepipe.training.options import Kind, TrainOptions
 from tilepipe.training.pairs import Pair, open_pairs
 from tilepipe.training.samples import DataSet, Split
-from tilepipe.training.state import Progress, RunFolder
+from tilepipe.training.state import STATISTICS, Progress, RunFolder
 from tilepipe.training.statistics import Statistics, class_weights, statistics_of
 from tilepipe.training.validation import Validation
 from tilepipe.training.windows import Draws, UniformDraws
-
-STATISTICS, TOML = "statistics.json", "model.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +151,15 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
         draws = _draws(kind, training, len(classes), data.void, augmentation, options.seed)
         return WindowDataset(training, draws, augmentation, statistics, data.void)
 
+    names = [each.name for each in classes]
+    board = Board(files, names)
+
     def keep(network: nn.Module | None, progress: Progress) -> None:
         if network is not None:
             told = {**card.provenance, **scores_of(progress, classes)}
             write_model(files, network, replace(card, provenance=told), options)
-        write_curves(files, progress.history, [each.name for each in classes])
+        write_curves(files, progress.history, names)
+        board.add(progress.history[-1])
 
     weights = class_weights(options.class_weights, statistics)
     return Run(
