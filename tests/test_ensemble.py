@@ -102,7 +102,7 @@ def test_an_ensemble_is_that_of_whole_passes(how, crf, holes, tmp_path, monkeypa
     assert np.isnan(store["probabilities"][:][:, ~seen]).all()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     shape=st.tuples(st.integers(20, 200), st.integers(20, 200)),
     core=st.sampled_from([16, 48, 64]),

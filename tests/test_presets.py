@@ -180,7 +180,9 @@ def test_tiles_of_the_published_network_give_the_labels_of_the_whole_image(name:
     check_random_cut(name, seed=len(name), full=True)
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("fcn32s", "fcn16s") else []) for name in ROWS]
+)
 def test_the_derivation_is_proved(name: str):
     proof = prove(fitted(name).network, geometry(name))
     assert proof.ok, proof
