@@ -338,6 +338,21 @@ def test_what_does_not_fit_ends_in_one_line(data: DataSet, tmp_path: Path, chang
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "state.pt").exists()
+    assert train(data, tmp_path / "run", SMALL).resumed_from == 0, "the corrected command needs no --overwrite"
+
+
+def test_validation_labels_are_read_before_the_first_step(data: DataSet, tmp_path: Path) -> None:
+    one = data.of("validation")[0]
+
+    def relabelled(value: int) -> DataSet:
+        path = tmp_path / f"{value}.tif"
+        with rasterio.open(one.label) as source, rasterio.open(path, "w", **source.profile) as out:
+            out.write(np.full((1, *source.shape), value, np.uint8))
+        return replace(data, samples=(*data.of("train"), replace(one, label=str(path))))
+
+    for value, said in ((9, "has the label 9 at row 0"), (255, "no pixel of the validation images is labelled")):
+        with pytest.raises(TilepipeError, match=said):
+            train(relabelled(value), tmp_path / "run", SMALL, tell=lambda _: pytest.fail("a step was made"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data: DataSet, tmp_path: Path) -> None:

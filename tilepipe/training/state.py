@@ -54,23 +54,30 @@ class RunFolder:
         if overwrite:
             for name in (SETTINGS, STATISTICS, STATE, BEST):
                 (self.path / name).unlink(missing_ok=True)
-        stored = self._stored_settings()
-        if stored is not None:
-            plain = json.loads(json.dumps(settings))
-            differing = sorted(name for name in stored.keys() | plain.keys() if stored.get(name) != plain.get(name))
-            if differing:
-                told = ", ".join(f"{name} was {stored.get(name)!r}, is {plain.get(name)!r}" for name in differing[:2])
-                raise UsageError(
-                    f"{self.path} holds a run with other settings ({_shortened(told)}); repeat those to continue it, "
-                    "name another folder, or start anew with --overwrite"
-                )
-            return (self.path / STATE).exists()
-        if self.path.exists() and (not self.path.is_dir() or (any(self.path.iterdir()) and not overwrite)):
+        stored, plain = self._stored_settings(), json.loads(json.dumps(settings))
+        if stored is not None and (self.path / STATE).exists():
+            self._require_same(stored, plain)
+            return True
+        if stored is None and not overwrite and self._is_something_else():
             raise UsageError(f"{self.path} is no folder of a training run; name a new one")
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(settings, indent=2, sort_keys=True)
-        self.write(SETTINGS, lambda file: _write(file, text.encode()))
+        if stored != plain:
+            (self.path / STATISTICS).unlink(missing_ok=True)
+            text = json.dumps(plain, indent=2, sort_keys=True)
+            self.write(SETTINGS, lambda file: _write(file, text.encode()))
         return False
+
+    def _is_something_else(self) -> bool:
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def _require_same(self, stored: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+        differing = sorted(name for name in stored.keys() | plain.keys() if stored.get(name) != plain.get(name))
+        if differing:
+            told = ", ".join(f"{name} was {stored.get(name)!r}, is {plain.get(name)!r}" for name in differing[:2])
+            raise UsageError(
+                f"{self.path} holds a run with other settings ({_shortened(told)}); repeat those to continue it, "
+                "name another folder, or start anew with --overwrite"
+            )
 
     def save(self, progress: Progress, tensors: Mapping[str, Any]) -> None:
         """Keeps the state, in place of the last one."""

@@ -129,7 +129,7 @@ def statistics_of(pairs: Sequence[Pair], classes: int, void: Sequence[int] = (),
         for pair in pairs:
             _require_free_nodata(pair, table)
             counts, before = np.zeros(classes, np.int64), moments.number
-            blocks = list(_blocks(pair))
+            blocks = list(blocks_of(pair))
             for part, found in pool.map(lambda window, pair=pair: _block(pair, window, table), blocks):
                 moments = moments.merge(part)
                 counts += found
@@ -182,7 +182,7 @@ def class_weights(
     return tuple(map(float, kind))
 
 
-def _blocks(pair: Pair) -> Iterator[Window]:
+def blocks_of(pair: Pair) -> Iterator[Window]:
     """Windows that make up the pair's raster, each of about a million pixels; whole rows of what is stored so."""
     rows, cols = pair.shape
     info = pair.image.info

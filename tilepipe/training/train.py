@@ -161,6 +161,8 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
         write_curves(files, progress.history, names)
         board.add(progress.history[-1])
 
+    validation = Validation(judging, card, data.void, judging_options)
+    validation.check()
     weights = class_weights(options.class_weights, statistics)
     return Run(
         network=subject.network,
@@ -171,7 +173,7 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
         precision=precision,
         folder=files,
         windows=windows,
-        validate=Validation(judging, card, data.void, judging_options),
+        validate=validation,
         keep=keep,
     )
 
