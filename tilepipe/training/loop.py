@@ -267,6 +267,6 @@ def _out_of_memory(options: TrainOptions) -> Iterator[None]:
     except torch.OutOfMemoryError:
         less = max(1, options.batch // 2)
         raise RunError(
-            f"the device has too little memory for {options.batch} windows of {options.crop} x {options.crop}; "
+            f"the device has too little memory for {options.batch} windows of {options.crop[0]} x {options.crop[1]}; "
             f"use --batch {less} --accumulate {options.windows // less}, or a smaller --crop"
         ) from None

@@ -23,6 +23,14 @@ def cross_entropy(scores: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
     return total / share.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def inner_stages(network: nn.Module) -> list[nn.Module]:
+    """A SegNet's stages but the first and the last; raises ModelError for a network without such."""
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if not isinstance(encoder, nn.ModuleList) or not isinstance(decoder, nn.ModuleList):
+        raise ModelError(f"{type(network).__name__} has no stages for hints; --hints is for SegNet and SegNet-Basic")
+    return [*encoder[1:], *decoder[:-1]]
+
+
 class Hints(nn.Module):
     """Extra classifiers on a SegNet's inner stages, for training alone.
 
@@ -34,14 +42,9 @@ class Hints(nn.Module):
 
     def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()
-        encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
-        if not isinstance(encoder, nn.ModuleList) or not isinstance(decoder, nn.ModuleList):
-            raise ModelError(
-                f"{type(network).__name__} has no stages for hints; --hints is for SegNet and SegNet-Basic"
-            )
         self.features: list[Tensor] = []
         self.heads = nn.ModuleList()
-        for stage in [*encoder[1:], *decoder[:-1]]:
+        for stage in inner_stages(network):
             widths = [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)]
             self.heads.append(nn.Conv2d(widths[-1], classes, 1))
             stage.register_forward_hook(self._keep)

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from tilepipe.errors import UsageError
 from tilepipe.machine import versions
 from tilepipe.options import Precision, SegmentOptions
 from tilepipe.schedule import Stop
@@ -20,13 +19,13 @@ from tilepipe.training.curves import Board, write_curves
 from tilepipe.training.dataset import Augmentation, WindowDataset
 from tilepipe.training.loop import Run, Told, Trainer
 from tilepipe.training.model_file import card_of, model_path, scores_of, write_model
-from tilepipe.training.network import make_network, require_legal_crop
 from tilepipe.training.objects import CandidateDraws, ObjectDraws, find_objects
 from tilepipe.training.options import Kind, TrainOptions
-from tilepipe.training.pairs import Pair, open_pairs
-from tilepipe.training.samples import DataSet, Split
+from tilepipe.training.pairs import Pair
+from tilepipe.training.plan import RunPlan, named_classes, plan_run
+from tilepipe.training.samples import DataSet
 from tilepipe.training.state import STATISTICS, Progress, RunFolder
-from tilepipe.training.statistics import Statistics, class_weights, statistics_of
+from tilepipe.training.statistics import Statistics, statistics_of
 from tilepipe.training.validation import Validation
 from tilepipe.training.windows import Draws, UniformDraws
 
@@ -64,11 +63,11 @@ def train(
     TilepipeError for whatever does not fit together, before the first step.
     """
     options, began, files = options or TrainOptions(), time.monotonic(), RunFolder(folder)
-    if data.classes is None:
-        raise UsageError("the data do not name their classes; name them with --classes, in the order of their values")
+    classes = named_classes(data)
     continued = files.begin(_settings(data, options), overwrite)
     with _arithmetic(options):
-        trainer = Trainer(_run(data, options, files, note))
+        plan = plan_run(data, options, lambda pairs: _statistics(files, pairs, len(classes), data.void))
+        trainer = Trainer(_run(plan, files, note))
         if continued:
             trainer.resume()
         resumed = trainer.progress.step
@@ -76,7 +75,7 @@ def train(
             trainer.train(tell, stop)
         progress = trainer.progress
     best = next(row for row in progress.history if row["step"] == progress.best_step)
-    names = [each.name for each in data.classes]
+    names = [each.name for each in classes]
     return Outcome(
         model=model_path(files, options),
         mean_iou=progress.best,
@@ -126,30 +125,18 @@ def _arithmetic(options: TrainOptions) -> Iterator[None]:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn, decided
 
 
-def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[[str], None]) -> Run:
-    classes = data.classes or ()
-    training = _pairs(data, "train", options)
-    judging = _pairs(data, "validation", options)
-    if not judging:
-        raise UsageError("no sample is for validation; give some the split 'validation', or use --validation SHARE")
-    statistics = _statistics(files, training, len(classes), data.void)
-    subject = make_network(options, len(classes), len(statistics.mean))
-    for line in subject.notes:
+def _run(plan: RunPlan, files: RunFolder, note: Callable[[str], None]) -> Run:
+    data, options, classes, device, precision = plan.data, plan.options, plan.classes, plan.device, plan.precision
+    for line in plan.subject.notes:
         note(line)
-    if subject.statistics is not None:
-        mean, std = subject.statistics
-        statistics = replace(statistics, mean=mean, std=std)
-    require_legal_crop(subject.geometry, options.crop)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = options.precision or ("bf16" if device.type == "cuda" else "float32")
-    card = card_of(data, options, subject.arguments, training, statistics)
+    card = card_of(data, options, plan.subject.arguments, plan.training, plan.statistics)
     judged_in: Precision = "bf16" if precision == "bf16" and device.type == "cuda" else "float32"
     judging_options = SegmentOptions(device=options.device, precision=judged_in, threads=options.threads)
     augmentation = Augmentation(options.crop, options.flips, options.rotate, options.scales, options.jitter)
 
     def windows(kind: Kind) -> WindowDataset:
-        draws = _draws(kind, training, len(classes), data.void, augmentation, options.seed)
-        return WindowDataset(training, draws, augmentation, statistics, data.void)
+        draws = _draws(kind, plan.training, len(classes), data.void, augmentation, options.seed)
+        return WindowDataset(plan.training, draws, augmentation, plan.statistics, data.void)
 
     names = [each.name for each in classes]
     board = Board(files, names)
@@ -161,13 +148,12 @@ def _run(data: DataSet, options: TrainOptions, files: RunFolder, note: Callable[
         write_curves(files, progress.history, names)
         board.add(progress.history[-1])
 
-    validation = Validation(judging, card, data.void, judging_options)
+    validation = Validation(plan.judging, card, data.void, judging_options)
     validation.check()
-    weights = class_weights(options.class_weights, statistics)
     return Run(
-        network=subject.network,
+        network=plan.subject.network,
         classes=len(classes),
-        weights=None if options.class_weights == "none" else weights,
+        weights=None if options.class_weights == "none" else plan.weights,
         options=options,
         device=device,
         precision=precision,
@@ -192,10 +178,6 @@ def _draws(
         return UniformDraws(shapes, augmentation, seed)
     objects = find_objects(pairs, classes, void)
     return (ObjectDraws if kind == "objects" else CandidateDraws)(objects, shapes, augmentation, seed)
-
-
-def _pairs(data: DataSet, split: Split, options: TrainOptions) -> tuple[Pair, ...]:
-    return open_pairs(data.of(split), options.bands, options.input_bands)
 
 
 def _statistics(files: RunFolder, pairs: Sequence[Pair], classes: int, void: Sequence[int]) -> Statistics:
