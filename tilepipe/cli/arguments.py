@@ -82,10 +82,9 @@ def read_config(context: typer.Context, path: str | None) -> str | None:
 
 def _legal_keys(context: typer.Context) -> dict[str, bool]:
     """The options of the command and of `segment`, and which may be repeated: one file serves several commands."""
-    commands = [context.command]
     everything = getattr(context.find_root().command, "commands", {})
-    if "segment" in everything:
-        commands.append(everything["segment"])
+    # What the command itself says of an option comes last, and counts.
+    commands = [everything[name] for name in ("segment",) if name in everything] + [context.command]
     return {
         str(parameter.name): bool(getattr(parameter, "multiple", False))
         for command in commands

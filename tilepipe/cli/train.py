@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tilepipe.cli import show
 from tilepipe.cli.arguments import option, spread
-from tilepipe.cli.options import MACHINE, Config, LongTalk
+from tilepipe.cli.options import MACHINE, TALK, Config, LongTalk
 from tilepipe.cli.training_progress import training_teller
+from tilepipe.cli.training_words import outcome_text, run_text
 from tilepipe.errors import UsageError
 from tilepipe.options import parse_numbers, parse_pair
 
 if TYPE_CHECKING:
     from tilepipe.training.options import Stage, TrainOptions
     from tilepipe.training.samples import DataSet
-    from tilepipe.training.train import Outcome
 
 DATA, NETWORK, WINDOWS, LEARNING = "Data", "Network", "Windows", "Learning"
 
@@ -64,7 +63,6 @@ class DataOptions:
         """The data set that the paths name, with what is told beside it."""
         from tilepipe.checkpoint import ClassInfo
         from tilepipe.loading.reference import palette
-        from tilepipe.loading.spelling import names_of
         from tilepipe.training.samples import pair_folders, read_manifest
 
         void = () if self.void is None else parse_numbers(self.void, "void")
@@ -78,11 +76,19 @@ class DataOptions:
         if void:
             data = replace(data, void=void)
         if self.classes is not None:
-            told = names_of(self.classes)
-            names = tuple(f"class{n}" for n in range(told)) if isinstance(told, int) else told
+            names = self._names(self.classes)
             infos = zip(names, palette(len(names)), strict=True)
             data = replace(data, classes=tuple(ClassInfo(name, color) for name, color in infos))
         return data
+
+    def _names(self, text: str) -> tuple[str, ...]:
+        from tilepipe.loading.spelling import names_of
+
+        told = names_of(text)
+        names = tuple(f"class{n}" for n in range(told)) if isinstance(told, int) else told
+        if not names or len(set(names)) < len(names):
+            raise UsageError(f"classes {text!r} are not legal; name each once, such as background,building")
+        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,9 @@ class WindowChoice:
 class LearningOptions:
     """How the network learns."""
 
-    steps: Annotated[int, option("--steps", metavar="N", panel=LEARNING, help="Steps of the optimiser.")] = 4000
+    steps: Annotated[
+        int | None, option("--steps", metavar="N", panel=LEARNING, help="Steps of the optimiser; 4000 by default.")
+    ] = None
     rate: Annotated[float, option("--rate", metavar="R", panel=LEARNING, help="The highest learning rate.")] = 1e-3
     optimiser: Annotated[str, option("--optimiser", metavar="adamw|sgd", panel=LEARNING, help="The optimiser.")] = (
         "adamw"
@@ -194,7 +202,7 @@ class LearningOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrainingMachine:
-    """What it runs on."""
+    """What it runs on, and whether it does."""
 
     precision: Annotated[
         str | None,
@@ -211,6 +219,14 @@ class TrainingMachine:
     ] = None
     overwrite: Annotated[
         bool, option("--overwrite/--no-overwrite", panel=MACHINE, help="Start anew where RUN holds a run.")
+    ] = False
+    dry_run: Annotated[
+        bool,
+        option(
+            "--dry-run/--no-dry-run",
+            panel=TALK,
+            help="Tell what would be learnt, from one look at the training images; train and write nothing.",
+        ),
     ] = False
 
 
@@ -231,15 +247,22 @@ def train(
     the same command continues a run that was stopped.
     """
     from tilepipe.schedule import stop_on_signals
-    from tilepipe.training.train import train as run
 
     if len(paths) < 2:
         raise UsageError(f"one path was given ({paths[0]}); write MANIFEST RUN, or IMAGES LABELS RUN")
     options = train_options(data, network, windows, learning, machine)
+    images = data.read(paths[:-1], options.seed)
+    if machine.dry_run:
+        from tilepipe.training.plan import plan_run
+
+        told = plan_run(images, options).describe()
+        print(json.dumps(told) if talk.json else run_text(told))
+        return
+    from tilepipe.training.train import train as run
+
     with stop_on_signals() as stop, training_teller(talk.quiet, talk.log_json) as tell:
         outcome = run(
-            data.read(paths[:-1], options.seed), paths[-1], options,
-            tell=tell, note=tell.note, stop=stop, overwrite=machine.overwrite,
+            images, paths[-1], options, tell=tell, note=tell.note, stop=stop, overwrite=machine.overwrite
         )  # fmt: skip
     print(json.dumps(asdict(outcome)) if talk.json else outcome_text(outcome))
 
@@ -253,20 +276,32 @@ def train_options(
 ) -> TrainOptions:
     """The options as the library takes them; UsageError where a value is not legal."""
     from tilepipe.loading.spelling import arguments_of
-    from tilepipe.training.options import Stage, TrainOptions
+    from tilepipe.training.options import TrainOptions
 
     told: dict[str, Any] = {**asdict(network), **asdict(windows), **asdict(learning), **asdict(machine)}
-    del told["overwrite"]
-    stages, steps = told.pop("stage"), told.pop("steps")
-    told["stages"] = tuple(map(_stage, stages)) if stages else (Stage("uniform", steps),)
+    del told["overwrite"], told["dry_run"]
+    told |= _stages(told.pop("stage"), told.pop("steps"))
     told["arguments"] = arguments_of(told.pop("arg") or ())
     told["crop"] = parse_pair(told["crop"], "crop")
     told["scales"] = _scales(told["scales"])
     if told["class_weights"] not in ("none", "median-frequency"):
-        told["class_weights"] = _numbers(told["class_weights"], "class-weights")
+        told["class_weights"] = _numbers(
+            told["class_weights"], "class-weights", "none, median-frequency, or numbers such as 1,2.5"
+        )
     told["bands"] = None if data.bands is None else parse_numbers(data.bands, "bands")
     told["input_bands"] = None if data.input_bands is None else tuple(data.input_bands.split(","))
     return TrainOptions(**told, licence=data.licence)
+
+
+def _stages(stages: list[str] | None, steps: int | None) -> dict[str, Any]:
+    """The stages, where any are told; otherwise those are the library's."""
+    from tilepipe.training.options import Stage
+
+    if stages and steps is not None:
+        raise UsageError(f"--steps {steps} and --stage {stages[0]} were both given; a stage says its own steps")
+    if stages:
+        return {"stages": tuple(map(_stage, stages))}
+    return {} if steps is None else {"stages": (Stage("uniform", steps),)}
 
 
 def _stage(text: str) -> Stage:
@@ -280,26 +315,14 @@ def _stage(text: str) -> Stage:
 
 
 def _scales(text: str) -> tuple[float, float]:
-    numbers = _numbers(text, "scales")
+    numbers = _numbers(text, "scales", "two numbers such as 0.5,2")
     if len(numbers) != 2:
         raise UsageError(f"scales {text!r} are not legal; write two numbers such as 0.5,2")
     return numbers[0], numbers[1]
 
 
-def _numbers(text: str, name: str) -> tuple[float, ...]:
+def _numbers(text: str, name: str, legal: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{name} {text!r} is not understood; write numbers such as 1,2.5") from None
-
-
-def outcome_text(outcome: Outcome) -> str:
-    """How a run ended, for people."""
-    reached = f"{outcome.mean_iou:.4f} at step {outcome.best_step} of {outcome.steps}, on the validation images"
-    rows = [(name, "-" if value is None else f"{value:.4f}") for name, value in outcome.iou.items()]
-    lines = [
-        ("model", outcome.model),
-        ("mean IoU", reached),
-        ("time", show.duration(outcome.seconds)),
-    ]
-    return show.entries(lines) + "\n\n" + show.table(("class", "IoU"), rows, right=(1,))
+        raise UsageError(f"{name} {text!r} is not understood; write {legal}") from None
