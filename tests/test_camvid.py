@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from tilepipe.checkpoint import load_model
-from tilepipe.errors import TilepipeError
+from tilepipe.errors import StoppedError, TilepipeError
 from tilepipe.training.options import Stage, TrainOptions
 from tilepipe.variants.padded import Padded
 
@@ -123,6 +123,17 @@ def test_a_finished_run_scores_other_images_without_training(data: Path, out: Pa
 def test_other_settings_are_another_run(data: Path, out: Path) -> None:
     with pytest.raises(TilepipeError, match="class_weights was 'median-frequency', is 'none'"):
         run(data, out, "--class-weights", "none")
+
+
+def test_a_run_that_is_begun_anew_counts_as_done_only_at_its_end(data: Path, out: Path, monkeypatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise StoppedError("stopped", 75)
+
+    run(data, out)
+    monkeypatch.setattr(camvid, "train", stopped)
+    for words in (("--overwrite",), ()):
+        with pytest.raises(StoppedError):
+            run(data, out, *words)
 
 
 def test_the_modern_protocol_trains_segnet(data: Path, tmp_path: Path) -> None:

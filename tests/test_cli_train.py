@@ -258,6 +258,7 @@ def test_a_stopped_run_goes_on_and_its_model_scores_as_it_said(files: Path, tmp_
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert 0 < told["resumed_from"] < 60
+    assert f"note: {folder} goes on from step {told['resumed_from']} of 60" in result.stderr
     assert told["mean_iou"] > 0.55
     labels, store = files / "labels" / "area2.tif", tmp_path / "labels.zarr"
     segmented = run("segment", files / "images" / "area2.tif", store, "--model", told["model"], "--device", "cpu", "-q")

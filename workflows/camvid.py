@@ -205,6 +205,8 @@ def trained(asked: argparse.Namespace) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(note.read_text())
         if told["asked"] == wanted:
             return told
+    if asked.overwrite:
+        note.unlink(missing_ok=True)
     data = data_set(asked.data, asked.out)
     options = train_options(asked, open_pairs(data.of("train")[:1])[0].shape)
     with stop_on_signals() as stop, training_teller(quiet=False, log_json=False) as tell:

@@ -71,6 +71,8 @@ def train(
         if continued:
             trainer.resume()
         resumed = trainer.progress.step
+        if resumed:
+            note(f"{folder} goes on from step {resumed} of {options.steps}")
         if resumed < options.steps:
             trainer.train(tell, stop)
         progress = trainer.progress
