@@ -242,6 +242,13 @@ def test_a_config_file_sets_options(files: Path, tmp_path: Path) -> None:
     assert_one_line(run("train", files / "data.toml", tmp_path / "run", "--config", config), 2, "cropp", "'crop'")
 
 
+def test_a_jobs_stage_in_the_environment_is_not_a_trainings(files: Path, tmp_path: Path) -> None:
+    words = ("train", files / "data.toml", tmp_path / "run", *QUICK, "--dry-run", "--json")
+    found = run(*words, env={"TILEPIPE_STAGE": "never", "TILEPIPE_TRAINING_STAGE": "candidates=3"})
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["stages"] == [{"kind": "candidates", "steps": 3}]
+
+
 def test_a_stopped_run_goes_on_and_its_model_scores_as_it_said(files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     learning = ("--every", "12", "--rate", "0.005", "--class-weights", "none", "--jitter", "0")

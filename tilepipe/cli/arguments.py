@@ -24,10 +24,20 @@ from tilepipe.errors import UsageError
 PREFIX = "TILEPIPE_"
 
 
-def option(*names: str, help: str, panel: str, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002
-    """A typer option that also listens to the environment: --device-memory to TILEPIPE_DEVICE_MEMORY."""
+def option(
+    *names: str,
+    help: str,  # noqa: A002
+    panel: str,
+    metavar: str | None = None,
+    variable: str | None = None,
+    **more: Any,
+) -> Any:
+    """A typer option that also listens to the environment: --device-memory to TILEPIPE_DEVICE_MEMORY.
+
+    `variable` stands for that name where another command has an option of the same name and another meaning.
+    """
     first = names[0].split("/")[0].lstrip("-")
-    variable = PREFIX + first.upper().replace("-", "_")
+    variable = PREFIX + (variable or first.upper().replace("-", "_"))
     given = {
         "help": help,
         "metavar": metavar,

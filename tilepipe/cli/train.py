@@ -139,6 +139,7 @@ class WindowChoice:
         list[str] | None,
         option(
             "--stage",
+            variable="TRAINING_STAGE",
             metavar="KIND=STEPS",
             panel=WINDOWS,
             help="Instead of --steps, stages one after the other: uniform; objects, windows centred on objects; "
