@@ -295,6 +295,7 @@ def test_a_stopped_run_goes_on_and_its_model_scores_as_it_said(files: Path, tmp_
         (("I", "L", "R", "--classes", "hill,hill"), 2, "name each once"),
         (("I", "L", "R", "--classes", "0"), 2, "name each once"),
         (("M", "R", "--void", "nine"), 2, "void 'nine' is not understood"),
+        (("M", "R", "--validation", "0.3"), 2, "a manifest says itself"),
         (("I", "L", "R", "--validation", "1"), 2, "validation share of 1.0"),
         (("M", "R", "--crop", "32x50"), 3, "a crop of 50 columns is no legal size of the network (16n); take 64"),
         (("M", "R", "--crop", "big"), 2, "crop 'big' is not understood"),

@@ -29,6 +29,7 @@ from tilepipe.training.loop import Told
 from tilepipe.training.network import make_network
 from tilepipe.training.options import Stage, TrainOptions
 from tilepipe.training.samples import DataSet, Sample
+from tilepipe.training.state import RunFolder
 from tilepipe.training.train import train
 from tilepipe.variants.padded import Padded
 
@@ -374,6 +375,15 @@ def test_a_run_with_other_settings_is_not_continued(data: DataSet, tmp_path: Pat
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(TilepipeError, match="no folder of a training run"):
         train(data, tmp_path / "other", SMALL)
+
+
+def test_two_processes_do_not_share_a_run(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilepipe.training.state.PATIENCE", 0.3)
+    with RunFolder(tmp_path / "run").held(overwrite=False):
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="another process trains in"):
+                train(data, tmp_path / "run", SMALL, overwrite=overwrite)
+    train(data, tmp_path / "run", SMALL)
 
 
 def test_a_damaged_state_is_refused(data: DataSet, tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tilepipe.training.options import Stage, TrainOptions
     from tilepipe.training.samples import DataSet
 
+SHARE = 0.2
+"""Of a folder's images, for validation."""
+
 DATA, NETWORK, WINDOWS, LEARNING = "Data", "Network", "Windows", "Learning"
 
 Paths = Annotated[
@@ -45,8 +48,11 @@ class DataOptions:
         option("--void", metavar="VALUES", panel=DATA, help="Label values, by commas, that mean no class."),
     ] = None
     validation: Annotated[
-        float, option("--validation", metavar="SHARE", panel=DATA, help="Of the images of a folder, for validation.")
-    ] = 0.2
+        float | None,
+        option(
+            "--validation", metavar="SHARE", panel=DATA, help=f"Of the images of a folder, for validation; {SHARE}."
+        ),
+    ] = None
     bands: Annotated[
         str | None,
         option("--bands", metavar="NUMBERS", panel=DATA, help="Bands to learn from, from 1, in the model's order."),
@@ -67,10 +73,12 @@ class DataOptions:
 
         void = () if self.void is None else parse_numbers(self.void, "void")
         if len(paths) == 1:
+            if self.validation is not None:
+                raise UsageError("--validation draws from folders; a manifest says itself which images are for it")
             data = read_manifest(paths[0])
         elif len(paths) == 2:
             images, labels = paths
-            data = pair_folders(images, labels, self.validation, seed)
+            data = pair_folders(images, labels, SHARE if self.validation is None else self.validation, seed)
         else:
             raise UsageError(f"{len(paths) + 1} paths were given; write MANIFEST RUN, or IMAGES LABELS RUN")
         if void:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +16,15 @@ import torch
 from tilepipe.checkpoint import one_line
 from tilepipe.errors import InputError, RunError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 SETTINGS, STATISTICS, STATE, BEST = "settings.json", "statistics.json", "state.pt", "model.safetensors"
+
+PATIENCE = 15.0
+"""Seconds to wait for another process's hold: a killed run's reading processes outlive it by some."""
 
 
 @dataclass(slots=True)
@@ -46,11 +55,29 @@ class RunFolder:
         """The best model, or, for a network of a user's own, its weights."""
         return self.path / BEST
 
-    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
-        """Whether the folder holds a run with these settings that is to be continued.
+    @contextlib.contextmanager
+    def held(self, overwrite: bool) -> Iterator[None]:
+        """The folder, made where it is missing, for this process alone; the hold ends with the process at the latest.
 
-        Raises UsageError where it holds another one, or something else.
+        Raises UsageError where it holds something other than a run, RunError where another process has it.
         """
+        if not overwrite and self._is_something_else():
+            raise UsageError(f"{self.path} is no folder of a training run; name a new one")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY) if fcntl is not None else None
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be used ({one_line(error)}); name a folder to write to") from None
+        try:
+            if handle is not None and not _locked(handle):
+                raise RunError(f"another process trains in {self.path}; wait for it, or name another folder")
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
+        """Whether the folder holds a run with these settings that is to be continued; UsageError for another one's."""
         if overwrite:
             for name in (SETTINGS, STATISTICS, STATE, BEST):
                 (self.path / name).unlink(missing_ok=True)
@@ -58,9 +85,6 @@ class RunFolder:
         if stored is not None and (self.path / STATE).exists():
             self._require_same(stored, plain)
             return True
-        if stored is None and not overwrite and self._is_something_else():
-            raise UsageError(f"{self.path} is no folder of a training run; name a new one")
-        self.path.mkdir(parents=True, exist_ok=True)
         if stored != plain:
             (self.path / STATISTICS).unlink(missing_ok=True)
             text = json.dumps(plain, indent=2, sort_keys=True)
@@ -68,7 +92,9 @@ class RunFolder:
         return False
 
     def _is_something_else(self) -> bool:
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if not self.path.exists() or (self.path / SETTINGS).exists():
+            return False
+        return not self.path.is_dir() or any(self.path.iterdir())
 
     def _require_same(self, stored: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
         differing = sorted(name for name in stored.keys() | plain.keys() if stored.get(name) != plain.get(name))
@@ -120,6 +146,22 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {one_line(error)}; start anew with --overwrite") from None
         return stored if isinstance(stored, dict) else {}
+
+
+def _locked(handle: int) -> bool:
+    """Whether the lock of a folder could be had within PATIENCE."""
+    last = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= last:
+                return False
+            time.sleep(0.2)
+        except OSError:  # file systems without locks
+            return True
+        else:
+            return True
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -64,8 +64,8 @@ def train(
     """
     options, began, files = options or TrainOptions(), time.monotonic(), RunFolder(folder)
     classes = named_classes(data)
-    continued = files.begin(_settings(data, options), overwrite)
-    with _arithmetic(options):
+    with files.held(overwrite), _arithmetic(options):
+        continued = files.begin(_settings(data, options), overwrite)
         plan = plan_run(data, options, lambda pairs: _statistics(files, pairs, len(classes), data.void))
         trainer = Trainer(_run(plan, files, note))
         if continued:
