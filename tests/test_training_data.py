@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import pickle
@@ -311,6 +312,7 @@ def test_a_data_set_travels_to_other_processes(dataset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_items_error_is_told_in_its_turn(dataset, workers):
+    importlib.import_module("distributed")  # which lets errors travel with their causes, and GDAL's cannot
     broken = dataset.pairs[0].sample.image
     dataset.pairs[0]._readers._forget()
     with open(broken, "r+b") as file:

@@ -92,7 +92,7 @@ class _Caught(Dataset[Item | TilepipeError]):
         try:
             return self.dataset[index]
         except TilepipeError as error:
-            return error
+            return type(error)(*error.args)  # without its cause, which may not survive the way between processes
 
 
 def loader(dataset: WindowDataset, first: int, last: int, batch: int, workers: int) -> Iterator[Item]:
