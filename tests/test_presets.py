@@ -180,8 +180,12 @@ def test_tiles_of_the_published_network_give_the_labels_of_the_whole_image(name:
     check_random_cut(name, seed=len(name), full=True)
 
 
+PROVED_ELSEWHERE = ("deconvnet", "fcn32s", "fcn16s")
+"""In the fast tests of their families."""
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("fcn32s", "fcn16s") else []) for name in ROWS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in PROVED_ELSEWHERE else []) for name in ROWS]
 )
 def test_the_derivation_is_proved(name: str):
     proof = prove(fitted(name).network, geometry(name))

@@ -203,7 +203,7 @@ def affordable(axis: AxisGeometry) -> bool:
     return axis.alignment <= 36 and axis.reach is not None and max(axis.reach) <= 150
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(deadline=None, max_examples=14, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(specs, specs | st.none(), st.integers(0, 100))
 def test_whatever_is_called_exact_is_proved(one, other, seed):
     network = networks.seeded(

@@ -81,7 +81,12 @@ def finished_blocks_are_whole(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "state", "step"),
-    [(SPEC, STATE, 1), (VALUES, VALUE_STATE, 4), pytest.param(VALUES, VALUE_STATE, 1, marks=pytest.mark.slow)],
+    [
+        (SPEC, STATE, 2),
+        (VALUES, VALUE_STATE, 4),
+        pytest.param(SPEC, STATE, 1, marks=pytest.mark.slow),
+        pytest.param(VALUES, VALUE_STATE, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_every_instant_of_a_job(folder: Path, spec: StoreSpec, state: str, step: int) -> None:
     make_store(folder / "whole", spec)

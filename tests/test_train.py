@@ -187,12 +187,15 @@ def command(data: DataSet, folder: Path, run: str, steps: int) -> tuple[str, ...
     return ("train", str(manifest(data, folder / "data.toml")), str(folder / run), *words, *machine)
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "delays", [(0.1,), pytest.param((0.0, 0.21, 0.05, 0.4), marks=pytest.mark.slow)], ids=["once", "four times"]
+)
+def test_a_killed_run_ends_as_an_undisturbed_one(data: DataSet, tmp_path: Path, delays: tuple[float, ...]) -> None:
     """Killed, not asked: wherever it is, in steps, validation or writing."""
-    whole, parts = (command(data, tmp_path, name, 32) for name in ("whole", "parts"))
+    whole, parts = (command(data, tmp_path, name, 40) for name in ("whole", "parts"))
     assert run(*whole).exit_code == 0
     kept = tmp_path / "parts" / "state.pt"
-    for delay in (0.0, 0.21):
+    for delay in delays:
         before = kept.stat().st_mtime_ns if kept.exists() else 0
         process = subprocess.Popen([sys.executable, "-m", "tilepipe", *parts], stderr=subprocess.DEVNULL)
         while process.poll() is None and not (kept.exists() and kept.stat().st_mtime_ns > before):
@@ -201,7 +204,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(data: DataSet, tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "killed before its end"
     result = run(*parts, "--json")
-    assert 0 < json.loads(result.stdout)["resumed_from"] < 32
+    assert 0 < json.loads(result.stdout)["resumed_from"] < 40
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
