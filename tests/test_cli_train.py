@@ -91,6 +91,7 @@ def test_every_option_of_training_reaches_the_library() -> None:
         average=0.9,
         class_weights="1,2.5",
         hints=0.7,
+        keep="last",
         every=11,
         seed=4,
     )
@@ -122,6 +123,7 @@ def test_every_option_of_training_reaches_the_library() -> None:
         warmup=0.2,
         clip=1.5,
         average=0.9,
+        keep="last",
         precision="bf16",
         device="cpu",
         workers=5,
@@ -210,6 +212,21 @@ def test_folders_are_learnt_from_and_the_result_is_told(files: Path, tmp_path: P
     assert card.provenance["mean_iou"] == pytest.approx(told["mean_iou"], abs=1e-4)
 
 
+def test_the_last_network_is_kept_without_validation(files: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "train.csv"
+    manifest.write_text(f"image,label\n{files / 'images' / 'area0.tif'},{files / 'labels' / 'area0.tif'}\n")
+    words = ("train", manifest, tmp_path / "run", *QUICK, *NAMES, "--steps", "3")
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "--keep last" in refused.stderr
+    words = (*words, "--keep", "last")
+    assert "validation" not in run(*words, "--dry-run").stdout
+    text = run(*words, "-q")
+    assert "mean IoU  none, no image is for validation" in text.stdout
+    told = json.loads(run(*words, "--json").stdout)
+    assert (told["mean_iou"], told["best_step"], told["iou"]) == (None, 3, {"ground": None, "hill": None})
+
+
 def test_progress_is_told_in_lines_or_as_json(files: Path, tmp_path: Path) -> None:
     words = ("train", files / "data.toml", tmp_path / "run", *QUICK, "--steps", "2", "--every", "1")
     assert "tilepipe: step 2 of 2, loss" in run(*words).stderr
@@ -221,7 +238,7 @@ def test_progress_is_told_in_lines_or_as_json(files: Path, tmp_path: Path) -> No
 def test_a_run_says_how_long_it_still_takes() -> None:
     told = Told(step=60, steps=100, loss=0.5, rate=0.1, done=10, windows=80, seconds=20.0, best=0.25)
     assert seconds_left(told) == 80
-    assert sentence(told) == "step 60 of 100, loss 0.5000, best mean IoU 0.2500, 4.0 windows/s, 1 min 20 s left"
+    assert sentence(told) == "step 60 of 100, loss 0.5000, mean IoU 0.2500, 4.0 windows/s, 1 min 20 s left"
     new = told._replace(done=0, seconds=0.0, best=-1.0)
     assert (seconds_left(new), sentence(new)) == (None, "step 60 of 100, loss 0.5000")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import subprocess
@@ -116,6 +117,24 @@ def test_loss_falls_and_iou_rises(tmp_path: Path) -> None:
     assert done.mean_iou > 0.5
     assert done.mean_iou == pytest.approx(load_model(done.model).card.provenance["mean_iou"], abs=1e-4)
     assert '"step": 120' in history
+
+
+def test_the_last_network_may_be_kept(data: DataSet, tmp_path: Path) -> None:
+    best = train(data, tmp_path / "best", SMALL)
+    last = train(data, tmp_path / "last", replace(SMALL, keep="last"))
+    alone = train(replace(data, samples=data.of("train")), tmp_path / "alone", replace(SMALL, keep="last"))
+    assert last.best_step == alone.best_step == 12
+    assert last.mean_iou == RunFolder(tmp_path / "last").load(torch.device("cpu"))[0].history[-1]["mean_iou"]
+    assert best.mean_iou >= last.mean_iou
+    assert alone.mean_iou is None
+    kept = state(tmp_path / "best")["network"]
+    for name_of_run in ("last", "alone"):
+        for name, tensor in weights(tmp_path / name_of_run).items():
+            assert torch.equal(tensor, kept[name]), name
+    assert load_model(last.model).card.provenance["mean_iou"] == pytest.approx(last.mean_iou, abs=1e-4)
+    assert "mean_iou" not in load_model(alone.model).card.provenance
+    with open(tmp_path / "alone" / "curves.csv", newline="") as file:
+        assert [(row["step"], row["mean_iou"]) for row in csv.DictReader(file)] == [("4", ""), ("8", ""), ("12", "")]
 
 
 # ---- the same run ------------------------------------------------------------------------------------------------

@@ -197,6 +197,10 @@ class LearningOptions:
             help="How much a pixel of each class counts.",
         ),
     ] = "median-frequency"
+    keep: Annotated[
+        str,
+        option("--keep", metavar="best|last", panel=LEARNING, help="The network to save; last needs no validation."),
+    ] = "best"
     hints: Annotated[
         float,
         option("--hints", metavar="WEIGHT", panel=LEARNING, help="Also classify at a SegNet's inner stages."),
@@ -252,8 +256,8 @@ def train(
 ) -> None:
     """Train a network on images and their labels.
 
-    RUN gets model.safetensors, the best by mean IoU on the validation images, with curves and the state from which
-    the same command continues a run that was stopped.
+    RUN gets model.safetensors, the best by mean IoU on the validation images (or, with --keep last, the last), with
+    curves and the state from which the same command continues a run that was stopped.
     """
     from tilepipe.schedule import stop_on_signals
 

@@ -81,7 +81,7 @@ def sentence(told: Told) -> str:
 def _words(told: Told) -> list[str]:
     words = [f"loss {told.loss:.4f}"]
     if told.best >= 0:
-        words.append(f"best mean IoU {told.best:.4f}")
+        words.append(f"mean IoU {told.best:.4f}")
     if told.seconds > 0:
         words.append(f"{told.windows / told.seconds:.1f} windows/s")
     left = seconds_left(told)

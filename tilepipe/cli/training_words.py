@@ -65,7 +65,9 @@ def _step(told: dict[str, Any]) -> str:
 
 def outcome_text(outcome: Outcome) -> str:
     """How a run ended."""
-    reached = f"{outcome.mean_iou:.4f} at step {outcome.best_step} of {outcome.steps}, on the validation images"
+    reached = "none, no image is for validation"
+    if outcome.mean_iou is not None:
+        reached = f"{outcome.mean_iou:.4f} at step {outcome.best_step} of {outcome.steps}, on the validation images"
     rows = [(name, "-" if value is None else f"{value:.4f}") for name, value in outcome.iou.items()]
     began = f", from step {outcome.resumed_from} on" if outcome.resumed_from else ""
     lines = [
@@ -73,4 +75,5 @@ def outcome_text(outcome: Outcome) -> str:
         ("mean IoU", reached),
         ("time", show.duration(outcome.seconds) + began),
     ]
-    return show.entries(lines) + "\n\n" + show.table(("class", "IoU"), rows, right=(1,))
+    table = "\n\n" + show.table(("class", "IoU"), rows, right=(1,))
+    return show.entries(lines) + ("" if outcome.mean_iou is None else table)

@@ -13,7 +13,7 @@ TABLE, PICTURE, BOARD = "curves.csv", "curves.png", "tensorboard"
 
 
 def write_curves(folder: RunFolder, history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    """Writes curves.csv, a row per validation, and, where matplotlib is installed, curves.png."""
+    """Writes curves.csv, a row of the history each, and, where matplotlib is installed, curves.png."""
     text = _table(history, classes)
     folder.write(TABLE, lambda file: _put(file, text.encode()))
     try:
@@ -48,11 +48,11 @@ class Board:
             except ImportError:
                 return
             self._writer = SummaryWriter(str(self._folder.path / BOARD), purge_step=row["step"])
-        for name in ("loss", "rate", "mean_iou", "accuracy"):
-            self._writer.add_scalar(name, row[name], row["step"])
-        for name, value in zip(self._classes, row["iou"], strict=True):
+        scores = {name: row[name] for name in ("loss", "rate", "mean_iou", "accuracy")}
+        scores |= {f"iou/{name}": value for name, value in zip(self._classes, row["iou"], strict=True)}
+        for name, value in scores.items():
             if value is not None:
-                self._writer.add_scalar(f"iou/{name}", value, row["step"])
+                self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 
 
@@ -62,7 +62,8 @@ def _table(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
     scores = ("step", "rate", "loss", "mean_iou", "accuracy")
     rows.writerow([*scores, *(f"iou {name}" for name in classes)])
     for row in history:
-        rows.writerow([*(row[name] for name in scores), *("" if each is None else each for each in row["iou"])])
+        values = [*(row[name] for name in scores), *row["iou"]]
+        rows.writerow(["" if value is None else value for value in values])
     return text.getvalue()
 
 

@@ -50,7 +50,7 @@ class Told(NamedTuple):
     seconds: float
     """Since its first step."""
     best: float
-    """The highest mean IoU so far; negative before the first validation."""
+    """The mean IoU of the network that is saved so far; negative where it has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +67,10 @@ class Run:
     folder: RunFolder
     windows: Callable[[Kind], Any]
     """The data set of a kind of stage."""
-    validate: Callable[[nn.Module], Confusion]
+    validate: Callable[[nn.Module], Confusion] | None
+    """None where no image is for validation."""
     keep: Callable[[nn.Module | None, Progress], None]
-    """Writes what a validation gave; of one that is better than all before the network, too."""
+    """Writes the history, and the network where it is the one to save."""
 
 
 class Trainer:
@@ -193,27 +194,30 @@ class Trainer:
     # ---- validation and state --------------------------------------------------------------------------------
 
     def _validate(self) -> None:
-        """Scores the network, and adds a row to the history."""
-        progress = self.progress
-        if not self.run.options.average:
+        """Scores the network where there are images for that, and adds a row to the history."""
+        progress, options = self.progress, self.run.options
+        if not options.average:
             self.judged.load_state_dict(self.network.state_dict())
-        scores = self.run.validate(self.judged)
-        mean = scores.mean_iou
-        progress.history.append(
-            {
-                "step": progress.step,
-                "rate": self._rate(progress.step - 1),
-                "loss": self._mean_loss(),
-                "mean_iou": mean,
-                "accuracy": scores.accuracy,
-                "iou": [None if math.isnan(each) else float(each) for each in scores.iou],
-            }
-        )
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "rate": self._rate(progress.step - 1),
+            "loss": self._mean_loss(),
+            "mean_iou": None,
+            "accuracy": None,
+            "iou": [None] * self.run.classes,
+        }
+        mean = -1.0
+        if self.run.validate is not None:
+            scores = self.run.validate(self.judged)
+            mean = scores.mean_iou
+            iou = [None if math.isnan(each) else float(each) for each in scores.iou]
+            row |= {"mean_iou": mean, "accuracy": scores.accuracy, "iou": iou}
+        progress.history.append(row)
         self.losses.zero_()
-        better = mean > progress.best
-        if better:
+        saved = options.keep == "last" or mean > progress.best
+        if saved:
             progress.best, progress.best_step = mean, progress.step
-        self.run.keep(self.judged if better else None, progress)
+        self.run.keep(self.judged if saved else None, progress)
 
     def keep(self) -> None:
         """Keeps the state from which the run can go on."""

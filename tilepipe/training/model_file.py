@@ -49,8 +49,10 @@ def card_of(
 
 
 def scores_of(progress: Progress, classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """What a card says of the best validation."""
+    """What a card says of the network as it is now."""
     row = progress.history[-1]
+    if row["mean_iou"] is None:
+        return {"steps": row["step"]}
     iou = {
         each.name: value if value is None else round(value, 4) for each, value in zip(classes, row["iou"], strict=True)
     }

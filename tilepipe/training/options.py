@@ -13,6 +13,7 @@ Kind = Literal["uniform", "objects", "candidates"]
 """How a stage draws its windows: anywhere, centred on objects, or where they overlap objects enough."""
 Decay = Literal["onecycle", "polynomial", "constant"]
 Optimiser = Literal["adamw", "sgd"]
+Keep = Literal["best", "last"]
 Weights = Literal["none", "median-frequency"] | tuple[float, ...]
 
 
@@ -83,6 +84,9 @@ class TrainOptions:
     """The largest norm of the gradient; None for any."""
     average: float = 0.0
     """Decay of a moving average of the weights, which is then what is validated and saved; 0 for none."""
+    keep: Keep = "best"
+    """Which network is saved: the best by mean IoU of all validations, or the last, for which no image has to be kept
+    back for validation."""
     precision: Literal["float32", "bf16", "fp16"] | None = None
     """Of the passes; weights stay float32. None: bf16 on CUDA, float32 on the CPU."""
     device: str | None = None
@@ -146,6 +150,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "flips": ("none", "horizontal", "d4"),
     "optimiser": get_args(Optimiser),
     "decay": get_args(Decay),
+    "keep": get_args(Keep),
     "precision": ("float32", "bf16", "fp16"),
 }
 _RANGES: Mapping[str, tuple[float, float]] = {

@@ -30,7 +30,7 @@ class RunPlan:
     classes: tuple[ClassInfo, ...]
     training: tuple[Pair, ...]
     judging: tuple[Pair, ...]
-    """For validation; at least one."""
+    """For validation."""
     subject: Subject
     statistics: Statistics
     """Of the training images; mean and deviation are those of the model that the run starts from, if there is one."""
@@ -45,9 +45,12 @@ class RunPlan:
         options, geometry = self.options, self.subject.geometry
         crop_area = options.crop[0] * options.crop[1]
         pixels = sum(rows * cols for rows, cols in (pair.shape for pair in self.training))
+        splits = [_images("train", self.training)]
+        if self.judging:
+            splits.append(_images("validation", self.judging))
         by_objects = any(stage.kind != "uniform" for stage in options.stages)
         return {
-            "samples": [_images("train", self.training), _images("validation", self.judging)],
+            "samples": splits,
             "bands": _bands(options.input_bands or band_names(self.training), self.statistics),
             "classes": _classes(self.classes, self.statistics, self.weights),
             "unlabelled": self.statistics.valid - sum(self.statistics.pixels),
@@ -87,8 +90,10 @@ def plan_run(
     """
     classes = named_classes(data)
     device = _device(options)
-    if not data.of("validation"):
-        raise UsageError("no sample is for validation; give some the split 'validation', or use --validation SHARE")
+    if options.keep == "best" and not data.of("validation"):
+        raise UsageError(
+            "no sample is for validation; give some the split 'validation', or keep the last network (--keep last)"
+        )
     training = open_pairs(data.of("train"), options.bands, options.input_bands)
     judging = open_pairs(data.of("validation"), options.bands, options.input_bands)
     subject = make_network(options, len(classes), training[0].bands)

@@ -34,10 +34,10 @@ class Progress:
     step: int = 0
     """Optimiser steps that are done."""
     best: float = -1.0
-    """The highest mean IoU of a validation."""
+    """The mean IoU of the network that is saved; negative where it has none."""
     best_step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One row per validation."""
+    """A row each time the network was, or could have been, validated."""
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; `Progress(**values)` gives it back."""
@@ -52,7 +52,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The best model, or, for a network of a user's own, its weights."""
+        """The model that is saved, or, for a network of a user's own, its weights."""
         return self.path / BEST
 
     @contextlib.contextmanager

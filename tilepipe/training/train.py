@@ -36,11 +36,12 @@ class Outcome:
 
     model: str
     """What to give to `--model`."""
-    mean_iou: float
-    """Of the best validation."""
+    mean_iou: float | None
+    """Of that model on the validation images; None where there are none."""
     iou: dict[str, float | None]
-    """Of each class then."""
+    """Of each class."""
     best_step: int
+    """The step that the model is of."""
     steps: int
     seconds: float
     resumed_from: int
@@ -56,7 +57,7 @@ def train(
     stop: Stop | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Trains a network and leaves the best by validation in `folder`; the same call continues a run that was stopped.
+    """Trains a network and leaves the best, or last, in `folder`; the same call continues a run that was stopped.
 
     The folder then holds model.safetensors (for a network of the caller's own also model.toml, which names its
     code), the state, settings, curves. Equal arguments, threads and libraries give equal weights on a CPU. Raises
@@ -80,7 +81,7 @@ def train(
     names = [each.name for each in classes]
     return Outcome(
         model=model_path(files, options),
-        mean_iou=progress.best,
+        mean_iou=best["mean_iou"],
         iou=dict(zip(names, best["iou"], strict=True)),
         best_step=progress.best_step,
         steps=options.steps,
@@ -150,8 +151,10 @@ def _run(plan: RunPlan, files: RunFolder, note: Callable[[str], None]) -> Run:
         write_curves(files, progress.history, names)
         board.add(progress.history[-1])
 
-    validation = Validation(plan.judging, card, data.void, judging_options)
-    validation.check()
+    validation = None
+    if plan.judging:
+        validation = Validation(plan.judging, card, data.void, judging_options)
+        validation.check()
     return Run(
         network=plan.subject.network,
         classes=len(classes),
