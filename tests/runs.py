@@ -19,13 +19,14 @@ from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import Summary, segment_raster
 from tilepipe.predict.predictor import Predictor
+from tilepipe.resolution import Resolution
 from tilepipe.store.output import open_store
 from tilepipe.window import Window
 
 CLASSES = 5
 
 
-def pixel_model(bands: int = 3, names: tuple[str, ...] | None = None, resolution: float | None = None) -> Model:
+def pixel_model(bands: int = 3, names: tuple[str, ...] | None = None, resolution: Resolution | None = None) -> Model:
     """A network that labels each pixel by itself, so that any pixel read wrong is a label that may be wrong."""
     torch.manual_seed(bands)
     network = build("linear", classes=CLASSES, bands=bands).eval()

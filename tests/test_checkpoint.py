@@ -203,6 +203,8 @@ BROKEN_CARDS = {
     "classes of text": {"classes": "ab"},
     "zero resolution": {"resolution": 0},
     "resolution of text": {"resolution": "fine"},
+    "resolutions the wrong way round": {"resolution": (0.3, 0.075)},
+    "three resolutions": {"resolution": (1, 2, 3)},
     "unknown task": {"task": "detection"},
     "task no text": {"task": []},
     "provenance no table": {"provenance": 3},

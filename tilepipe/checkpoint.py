@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from tilepipe.errors import ModelError, TilepipeError
 from tilepipe.models import build
+from tilepipe.resolution import Resolution, is_resolution
 
 FORMAT_VERSION = 1
 METADATA_KEY = "tilepipe"
@@ -75,8 +76,8 @@ class ModelCard:
     """Of each band, in raw units; positive."""
     nodata: str
     """What becomes of pixels that are masked or not finite, in words."""
-    resolution: float | None
-    """Ground size of the pixels it was trained on, in metres; None where it does not matter."""
+    resolution: Resolution | None
+    """Ground size of the pixels it was trained on, in metres, or their range; None where it does not matter."""
     licence: str
     provenance: Mapping[str, Any]
     """How it was made: data, command, score."""
@@ -123,8 +124,10 @@ class ModelCard:
                 raise ModelError(f"{name} {list(values)!r} is not legal; give a finite number for each band")
         if min(self.std) <= 0:
             raise ModelError(f"std {list(self.std)!r} is not legal; each must be above 0")
-        if self.resolution is not None and not (is_number(self.resolution) and self.resolution > 0):
-            raise ModelError(f"resolution {self.resolution!r} is not legal; give metres above 0, or null")
+        if self.resolution is not None and not is_resolution(self.resolution):
+            raise ModelError(
+                f"resolution {self.resolution!r} is not legal; give metres above 0, the least and the greatest, or null"
+            )
 
     def to_json(self) -> str:
         """The card as one line of JSON, keys sorted."""
@@ -147,6 +150,8 @@ class ModelCard:
         try:
             classes = tuple(ClassInfo(item["name"], tuple(item["color"])) for item in told["classes"])
             lists = {name: tuple(told[name]) for name in ("bands", "mean", "std")}
+            if isinstance(told["resolution"], list):
+                lists["resolution"] = tuple(told["resolution"])
             return cls(**{**told, **lists, "classes": classes})
         except (TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"the model card is malformed: {one_line(error)}") from None

@@ -29,6 +29,7 @@ from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.raster.area import AreaMask, open_area, region_window
 from tilepipe.raster.ingest import needs_staging
 from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
+from tilepipe.resolution import nearest, span
 from tilepipe.schedule import Pool
 from tilepipe.store.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes
@@ -210,10 +211,13 @@ def prepare(
     whole = open_raster(inputs, nodata=options.nodata)
     chosen, notes = choose_models(model, whole, options)
     if options.resample:
-        resolution = next((each.card.resolution for each, _ in chosen if each.card.resolution is not None), None)
-        if resolution is None:
+        trained = next((each.card.resolution for each, _ in chosen if each.card.resolution is not None), None)
+        if trained is None:
             raise UsageError("--resample needs a model that states its ground resolution, and this one does not")
-        whole = open_raster(inputs, nodata=options.nodata, resample_to=resolution)
+        # A raster without a ground resolution is refused by the reader.
+        wanted = nearest(trained, whole.info.resolution_m or span(trained)[1])
+        if wanted != whole.info.resolution_m:
+            whole = open_raster(inputs, nodata=options.nodata, resample_to=wanted)
     members, source = members_of(chosen, whole, options)
     crf = _crf(members, options)
     notes += resolution_notes(members, source.info)

@@ -17,6 +17,7 @@ from tilepipe.options import SegmentOptions
 from tilepipe.raster.bands import select_bands
 from tilepipe.raster.info import BandChoice
 from tilepipe.raster.source import RasterInfo, RasterSource
+from tilepipe.resolution import mismatch, spelled
 from tilepipe.variants.variation import Variation
 
 Reference = ModelReference | Model
@@ -141,25 +142,17 @@ def _bundled(source: RasterSource, bands: tuple[int, ...] | None) -> tuple[Model
             f"no bundled model fits a raster of {source.info.bands} bands as it declares them ({known}); "
             "choose bands by --bands, or a model by --model"
         )
-    best = min(fitting, key=lambda m: mismatch(m, source.info))
+    best = min(fitting, key=lambda m: mismatch(m.card.resolution, source.info.resolution_m))
     return best, f"no --model given: using the bundled {best.source}"
-
-
-def mismatch(model: Model, info: RasterInfo) -> float:
-    """By what factor the model's ground resolution and the raster's differ; 1 where either is unknown."""
-    trained, actual = model.card.resolution, info.resolution_m
-    if not trained or not actual:
-        return 1.0
-    return max(trained / actual, actual / trained)
 
 
 def resolution_notes(members: Sequence[Member], info: RasterInfo) -> list[str]:
     """What to tell of models that were trained at another ground resolution."""
     return [
         f"the raster's pixels are {info.resolution_m:.3g} m, {_called(member.model)} was trained at "
-        f"{member.model.card.resolution:.3g} m; labels may be poor, --resample reads at the model's resolution"
+        f"{spelled(member.model.card.resolution)}; labels may be poor, --resample reads at the model's resolution"
         for member in members
-        if mismatch(member.model, info) > 2
+        if mismatch(member.model.card.resolution, info.resolution_m) > 2
     ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tilepipe.cli import show
+from tilepipe.resolution import spelled
 
 WIDTH = 96
 """Characters of a line of prose."""
@@ -26,7 +27,7 @@ def card_entries(card: dict[str, Any] | None, verbose: bool) -> list[tuple[str, 
         ("network", f"{card['architecture']} {_arguments(card['arguments'])}".strip()),
         ("classes", ", ".join(item["name"] for item in card["classes"]) or "none (regression)"),
         ("bands", ", ".join(card["bands"])),
-        ("pixels", "any size" if card["resolution"] is None else f"{card['resolution']:g} m"),
+        ("pixels", spelled(card["resolution"])),
         ("licence", card["licence"]),
     ]
     if verbose:

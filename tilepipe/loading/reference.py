@@ -45,6 +45,7 @@ from tilepipe.loading.factory import SYNTAX, Factory
 from tilepipe.loading.spelling import PARSERS
 from tilepipe.loading.weights import check_parts, put_weights, read_weights
 from tilepipe.models import MODELS, build
+from tilepipe.resolution import Resolution, is_resolution
 from tilepipe.trace import channels_of
 
 Names = tuple[str, ...] | int | None
@@ -82,8 +83,8 @@ class ModelReference:
     """Of each band in raw units, or one number for all."""
     std: Numbers = None
     """Of each band in raw units, or one number for all."""
-    resolution: float | None = None
-    """Ground size of the training pixels in metres."""
+    resolution: Resolution | None = None
+    """Ground size of the training pixels in metres, or the least and the greatest."""
     task: Task | None = None
     """"segmentation" or "regression"; None: the card's, else segmentation."""
 
@@ -97,6 +98,8 @@ class ModelReference:
             value = getattr(self, name)
             if isinstance(value, int) and (isinstance(value, bool) or not 1 <= value <= 65535):
                 raise ModelError(f"{name} {value!r} is not legal; give names, or how many")
+        if self.resolution is not None and not is_resolution(self.resolution):
+            raise ModelError(f"resolution {self.resolution!r} is not legal; give metres, or the least and the greatest")
         for name in ("mean", "std"):
             numbers = getattr(self, name)
             if numbers is not None and not all(is_number(each) for each in numbers):

@@ -72,10 +72,10 @@ def _plain(text: str) -> Any:
     return text
 
 
-def number_of(value: Any) -> float:
-    """One number."""
-    (number,) = numbers_of(value)
-    return number
+def resolution_of(value: Any) -> float | tuple[float, ...]:
+    """One number, or several."""
+    numbers = numbers_of(value)
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def text_of(value: Any) -> str:
@@ -93,6 +93,6 @@ PARSERS: Mapping[str, Any] = {
     "bands": names_of,
     "mean": numbers_of,
     "std": numbers_of,
-    "resolution": number_of,
+    "resolution": resolution_of,
     "task": text_of,
 }

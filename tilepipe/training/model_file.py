@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from tilepipe.checkpoint import ClassInfo, ModelCard, save_model
 from tilepipe.loading.factory import Factory
 from tilepipe.loading.reference import NODATA
 from tilepipe.models import MODELS
+from tilepipe.resolution import Resolution
 from tilepipe.training.options import TrainOptions
 from tilepipe.training.pairs import Pair, band_names
 from tilepipe.training.samples import DataSet
@@ -29,7 +29,6 @@ def card_of(
 ) -> ModelCard:
     """The card of the model that is being trained, before there are scores."""
     preset = options.model in MODELS
-    sizes = [size for pair in pairs if (size := pair.image.info.resolution_m) is not None]
     return ModelCard(
         architecture=options.model,
         arguments=dict(arguments) if preset else {},
@@ -38,7 +37,7 @@ def card_of(
         mean=statistics.mean,
         std=statistics.std,
         nodata=NODATA,
-        resolution=float(np.median(sizes)) if len(sizes) == len(pairs) else None,
+        resolution=_resolution(pairs, options.scales),
         licence=options.licence,
         provenance={
             "data": f"{len(data.of('train'))} images for training, {len(data.of('validation'))} for validation",
@@ -46,6 +45,15 @@ def card_of(
             "torch": torch.__version__,
         },
     )
+
+
+def _resolution(pairs: Sequence[Pair], scales: tuple[float, float]) -> Resolution | None:
+    """The ground sizes that windows' pixels have, to four digits; None where a raster's are unknown."""
+    sizes = [size for pair in pairs if (size := pair.image.info.resolution_m) is not None]
+    if len(sizes) < len(pairs):
+        return None
+    least, greatest = (float(f"{size:.4g}") for size in (min(sizes) * scales[0], max(sizes) * scales[1]))
+    return least if least == greatest else (least, greatest)
 
 
 def scores_of(progress: Progress, classes: Sequence[ClassInfo]) -> dict[str, Any]:
