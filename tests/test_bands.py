@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rasters import noise, write
 
 from tilepipe.errors import InputError, UsageError
-from tilepipe.raster.bands import select_bands
+from tilepipe.raster.bands import guess, select_bands
 from tilepipe.raster.info import BandChoice, RasterInfo
 from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
@@ -35,6 +37,7 @@ def raster(*colours, names=None, colormap=None):
         (raster(*["undefined"] * 5, names=("B", "G", "R", "Near Infrared", "x")), RGBN, (3, 2, 1, 4)),
         (raster("gray", "undefined", names=("elevation", "slope")), ("slope",), (2,)),
         (raster("gray", "alpha"), ("gray",), (1,)),
+        (raster("gray", *["undefined"] * 3), ("nir", "green"), (4, 2)),
     ],
 )
 def test_bands_by_colour_name_or_order(info, wanted, expected):
@@ -48,6 +51,9 @@ def test_bands_by_colour_name_or_order(info, wanted, expected):
         (raster("red", "green", "alpha"), RGB, "has 2 bands"),
         (raster(*["undefined"] * 8), RGB, r"has 8 bands .*--bands 1,2,3"),
         (raster("red", "red", "green", "blue"), RGB, "names do not say"),
+        (raster(*["undefined"] * 4), ("swir", "green"), "names do not say"),
+        (raster(*["undefined"] * 4, names=("a", None, None, None)), RGB, "names do not say"),
+        (replace(raster(*["undefined"] * 4), dtypes=("uint16",) * 4), RGB, "names do not say"),
         (raster(*["undefined"] * 12), RGB, r"8 undefined, \.\.\."),
     ],
 )
@@ -55,6 +61,15 @@ def test_bands_that_cannot_be_told(info, wanted, message):
     with pytest.raises(InputError, match=message) as caught:
         select_bands(info, wanted)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_guessed_is_said():
+    aerial = raster("gray", *["undefined"] * 3)
+    assert select_bands(aerial, RGB) == BandChoice((1, 2, 3))
+    assert "a.tif does not name its 4 bands, which are taken for red, green, blue, nir" in guess(aerial, RGB)
+    assert guess(aerial, RGBN) is None
+    assert guess(raster("red", "green", "blue", "undefined"), RGB) is None
+    assert guess(raster(*["undefined"] * 5), RGB) is None
 
 
 def test_the_users_choice_decides():

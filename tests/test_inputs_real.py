@@ -88,12 +88,12 @@ def test_of_a_corrupt_file_the_readable_blocks_are_labelled(tmp_path: Path) -> N
     assert (labels[512:, 512:] == 255).all()
 
 
-def labelled_by_command(path: Path, folder: Path, *more: str) -> None:
+def labelled_by_command(path: Path, folder: Path) -> None:
     """Runs the command on an RGB raster, and compares its labels with those of its pixels."""
     model, out = pixel_model(), folder / f"{path.stem}.zarr"
     net = saved(model, folder / f"{path.stem}.safetensors")
     words = ("segment", path, out, "--model", net, "--device", "cpu", "--precision", "float64", "-q")
-    result = run(*words, *more)
+    result = run(*words)
     assert result.exit_code == 0, result.output
     with rasterio.open(path) as dataset:
         values, valid = dataset.read([1, 2, 3]), (dataset.read_masks([1, 2, 3]) != 0).all(axis=0)
@@ -101,7 +101,7 @@ def labelled_by_command(path: Path, folder: Path, *more: str) -> None:
 
 
 def test_an_aerial_scene_of_four_bands(tmp_path: Path) -> None:
-    labelled_by_command(next(real_data("naip").glob("*.tif")), tmp_path, "--bands", "1,2,3")
+    labelled_by_command(next(real_data("naip").glob("*.tif")), tmp_path)
 
 
 def test_a_drone_mosaic(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_a_resumed_job_keeps_its_plan_and_needs_its_memory(tmp_path: Path) -> No
 
 
 def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
-    four = open_raster(write_raster(tmp_path / "four.tif", scene((50, 50), 4), photometric="minisblack"))
+    five = open_raster(write_raster(tmp_path / "five.tif", scene((50, 50), 5), photometric="minisblack"))
     with pytest.raises(UsageError, match="choose bands by --bands, or a model by --model"):
-        choose_models(None, four, SegmentOptions())
-    ((model, _),), notes = choose_models(None, four, SegmentOptions(bands=(1, 2, 3)))
+        choose_models(None, five, SegmentOptions())
+    ((model, _),), notes = choose_models(None, five, SegmentOptions(bands=(1, 2, 3)))
     assert model.card.bands == ("red", "green", "blue")
     assert "bundled synthetic-landcover" in notes[0]

@@ -27,6 +27,7 @@ from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, plan, projected
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.raster.area import AreaMask, open_area, region_window
+from tilepipe.raster.bands import guess
 from tilepipe.raster.ingest import needs_staging
 from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
 from tilepipe.resolution import nearest, span
@@ -218,6 +219,9 @@ def prepare(
         wanted = nearest(trained, whole.info.resolution_m or span(trained)[1])
         if wanted != whole.info.resolution_m:
             whole = open_raster(inputs, nodata=options.nodata, resample_to=wanted)
+    if options.bands is None:
+        guesses = (guess(whole.info, each.card.bands) for each, _ in chosen)
+        notes += dict.fromkeys(each for each in guesses if each is not None)
     members, source = members_of(chosen, whole, options)
     crf = _crf(members, options)
     notes += resolution_notes(members, source.info)

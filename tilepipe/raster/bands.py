@@ -8,6 +8,8 @@ from tilepipe.errors import InputError, UsageError
 from tilepipe.raster.info import BandChoice, RasterInfo
 
 RGB = ("red", "green", "blue")
+AERIAL = (*RGB, "nir")
+"""What the four bands of an aerial image are whose file does not say."""
 
 _SPELLINGS = {
     "red": ("red", "r"),
@@ -24,7 +26,8 @@ def select_bands(info: RasterInfo, wanted: Sequence[str], chosen: Sequence[int] 
 
     `chosen` (1-based numbers, repeats allowed) decides where given. Else a one-band raster with a colour table
     gives red, green and blue through it; else the bands that declare the wanted colours or names; else, where
-    there are exactly as many bands without alpha as wanted, those in order. Anything else is an InputError.
+    there are exactly as many bands without alpha as wanted, those in order; else four bands of bytes that declare
+    nothing at all are those of an aerial image (`guess` says so). Anything else is an InputError.
     """
     if chosen is not None:
         return BandChoice(_checked(info, wanted, tuple(chosen)))
@@ -41,11 +44,25 @@ def select_bands(info: RasterInfo, wanted: Sequence[str], chosen: Sequence[int] 
         return BandChoice(declared)
     if len(colours) == len(wanted):
         return BandChoice(tuple(colours))
+    if _aerial(info, wanted):
+        return BandChoice(tuple(AERIAL.index(name) + 1 for name in wanted))
     raise InputError(
         f"{info.name} has {_count(len(colours))} ({_listing(info)}), the model wants {len(wanted)} "
         f"({', '.join(wanted)}), and their names do not say which: choose with --bands, e.g. "
         f"--bands {','.join(str(band) for band in colours[: len(wanted)])}"
     )
+
+
+def guess(info: RasterInfo, wanted: Sequence[str]) -> str | None:
+    """What `select_bands` takes for granted where nothing is chosen, in words; None where the bands say it."""
+    if info.bands == len(wanted) or not _aerial(info, wanted):
+        return None
+    return f"{info.name} does not name its 4 bands, which are taken for {', '.join(AERIAL)}; --bands says otherwise"
+
+
+def _aerial(info: RasterInfo, wanted: Sequence[str]) -> bool:
+    unnamed = set(info.color_interp) <= {"gray", "undefined"} and not any(info.descriptions)
+    return info.dtypes == ("uint8",) * len(AERIAL) and unnamed and set(wanted) <= set(AERIAL)
 
 
 def check_numbers(info: RasterInfo, numbers: Sequence[int]) -> tuple[int, ...]:
