@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import camvid
 import numpy as np
 import pytest
 import torch
@@ -23,17 +22,6 @@ from tilepipe.variants.padded import Padded
 SHAPE = (72, 100)
 STEPS = 6
 SMALL = ("--width", "0.1", "--steps", str(STEPS), "--batch", "2", "--every", "3", "--workers", "0", "--device", "cpu")
-
-
-def workflow() -> ModuleType:
-    path = Path(__file__).parents[1] / "workflows" / "camvid.py"
-    spec = importlib.util.spec_from_file_location("camvid_workflow", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-camvid = workflow()
 
 
 def write_street(images: Path, labels: Path, count: int, seed: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import denoise
 import numpy as np
 import pytest
 import rasterio
@@ -21,17 +20,6 @@ from tilepipe.store.output import open_store
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 
-@pytest.fixture(scope="module")
-def denoise() -> ModuleType:
-    path = Path(__file__).parents[1] / "workflows" / "denoise.py"
-    spec = importlib.util.spec_from_file_location("denoise", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def waves(shape: tuple[int, int]) -> np.ndarray:
     """A smooth picture, which a small network learns in seconds: (1, rows, columns) uint8."""
     rows, cols = np.mgrid[: shape[0], : shape[1]]
@@ -41,15 +29,15 @@ def waves(shape: tuple[int, int]) -> np.ndarray:
 QUICK = ["--bands", "1", "--steps", "80", "--crop", "77", "--batch", "6", "--patches", "8", "--patch", "96"]
 
 
-def run(denoise: ModuleType, folder: Path, *more: str) -> dict[str, float]:
+def run(folder: Path, *more: str) -> dict[str, float]:
     words = [str(folder), *QUICK, "--threads", "1", *more]
     return denoise.main(denoise.parse(words))
 
 
-def test_a_small_network_takes_noise_off(denoise: ModuleType, tmp_path: Path) -> None:
+def test_a_small_network_takes_noise_off(tmp_path: Path) -> None:
     clean = waves((300, 200))
     raster = write(tmp_path / "clean.tif", clean)
-    found = run(denoise, tmp_path / "a", "--raster", str(raster), "--sigma", "30")
+    found = run(tmp_path / "a", "--raster", str(raster), "--sigma", "30")
     assert found["autoencoder"] > found["noisy"] + 3
 
     # What it reports is so: over the rows that it did not learn from.
@@ -73,16 +61,16 @@ def test_a_small_network_takes_noise_off(denoise: ModuleType, tmp_path: Path) ->
     np.testing.assert_allclose(cleaned[:, 48:237, :189][inner], whole[inner], atol=2e-5)
 
 
-def test_the_same_arguments_give_the_same_model_and_raster(denoise: ModuleType, tmp_path: Path) -> None:
+def test_the_same_arguments_give_the_same_model_and_raster(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        run(denoise, tmp_path / name, "--size", "130", "--steps", "3")
+        run(tmp_path / name, "--size", "130", "--steps", "3")
     for name in ("denoise.safetensors", "noisy.tif"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     one, two = (open_store(tmp_path / name / "cleaned.zarr").array()[...] for name in ("a", "b"))
     np.testing.assert_array_equal(one, two)
 
 
-def test_noise_is_rounded_and_cut_to_the_type(denoise: ModuleType) -> None:
+def test_noise_is_rounded_and_cut_to_the_type() -> None:
     random = np.random.default_rng(0)
     grey = denoise.with_noise(np.full((1, 200, 200), 128, np.uint8), 10, random)
     assert grey.dtype == np.uint8
@@ -94,7 +82,7 @@ def test_noise_is_rounded_and_cut_to_the_type(denoise: ModuleType) -> None:
     assert real.std() == pytest.approx(0.5, abs=0.02)
 
 
-def test_pixels_without_data_keep_their_value_and_teach_nothing(denoise: ModuleType, tmp_path: Path) -> None:
+def test_pixels_without_data_keep_their_value_and_teach_nothing(tmp_path: Path) -> None:
     clean = np.maximum(waves((200, 150)), 1)
     clean[:, :, :40] = 0
     raster = write(tmp_path / "clean.tif", clean, nodata=0)
@@ -115,7 +103,7 @@ def test_pixels_without_data_keep_their_value_and_teach_nothing(denoise: ModuleT
         denoise.clean_patches(options, np.random.default_rng(0))
 
 
-def test_training_patches_of_synthetic_scenes_are_not_the_scene_that_is_cleaned(denoise: ModuleType) -> None:
+def test_training_patches_of_synthetic_scenes_are_not_the_scene_that_is_cleaned() -> None:
     options = denoise.parse(["x", "--bands", "3", "--patch", "40", "--patches", "3"])
     patches = denoise.clean_patches(options, np.random.default_rng(0))
     assert patches.shape == (3, 3, 40, 40)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 import zarr
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflows"))
 
 import find_digits
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import proposals
 import pytest
 import rasterio
 import torch
@@ -31,14 +31,6 @@ SHAPE = (100, 130)
 SCALES = (60, 110)
 CRF = "crf:iterations=2,radius=2"
 HOLE = (slice(20, 26), slice(40, 60))
-
-
-def workflow() -> ModuleType:
-    path = Path(__file__).parents[1] / "workflows" / "proposals.py"
-    spec = importlib.util.spec_from_file_location("proposals_workflow", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def balanced(network: nn.Module, last: list[nn.Conv2d]) -> nn.Module:
@@ -75,7 +67,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, tuple[Mo
     values = np.maximum(scene(SHAPE), 1)
     values[(slice(None), *HOLE)] = 0
     write_raster(folder / "image.tif", values, nodata=0)
-    module = workflow()
+    module = proposals
     models = small_models(module)
     words = [str(folder / "image.tif"), str(folder / "labels.tif"), "--random", "--crf", CRF, "--batch", "3"]
     options = module.parse([*words, "--scales", *map(str, SCALES)])
