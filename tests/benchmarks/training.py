@@ -30,6 +30,7 @@ from tilepipe.training.pairs import open_pairs
 from tilepipe.training.samples import DataSet, Sample, read_manifest
 from tilepipe.training.state import RunFolder
 from tilepipe.training.statistics import statistics_of
+from tilepipe.training.team import Team
 from tilepipe.training.windows import Augmentation, UniformDraws
 
 ENDLESS = 10**9
@@ -100,10 +101,10 @@ def main() -> None:
         network = make_network(options, classes, pairs[0].bands).network
         precision = "bf16" if device.type == "cuda" else "float32"
         trainer = Trainer(
-            Run(network, classes, None, options, device, precision, RunFolder(folder), dataset, None, None)  # type: ignore[arg-type]
+            Run(network, classes, None, options, device, precision, RunFolder(folder), dataset, None, Team(), None)  # type: ignore[arg-type]
         )
         synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        batches = iter(loader(dataset, 0, ENDLESS, chosen.batch, chosen.workers))
+        batches = iter(loader(dataset, range(ENDLESS), chosen.batch, chosen.workers))
         first = next(batches)
         alone = rate(trained(trainer, cycle([first]), synchronise), chosen.seconds, chosen.batch)
         given = rate(batches, chosen.seconds, chosen.batch)

@@ -271,13 +271,15 @@ def train(
         told = plan_run(images, options).describe()
         print(json.dumps(told) if talk.json else run_text(told))
         return
+    from tilepipe.training.team import leads
     from tilepipe.training.train import train as run
 
-    with stop_on_signals() as stop, training_teller(talk.quiet, talk.log_json) as tell:
+    with stop_on_signals() as stop, training_teller(talk.quiet or not leads(), talk.log_json) as tell:
         outcome = run(
             images, paths[-1], options, tell=tell, note=tell.note, stop=stop, overwrite=machine.overwrite
         )  # fmt: skip
-    print(json.dumps(asdict(outcome)) if talk.json else outcome_text(outcome))
+    if leads():
+        print(json.dumps(asdict(outcome)) if talk.json else outcome_text(outcome))
 
 
 def train_options(

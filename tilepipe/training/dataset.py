@@ -95,8 +95,8 @@ class _Caught(Dataset[Item | TilepipeError]):
             return type(error)(*error.args)  # without its cause, which may not survive the way between processes
 
 
-def loader(dataset: WindowDataset, first: int, last: int, batch: int, workers: int) -> Iterator[Item]:
-    """Batches (images (N, bands, h, w), labels (N, h, w)) of the items first..last-1, in order, the last one shorter.
+def loader(dataset: WindowDataset, items: Sequence[int], batch: int, workers: int) -> Iterator[Item]:
+    """Batches (images (N, bands, h, w), labels (N, h, w)) of these items, in order, the last one shorter.
 
     The batches are equal for any number of workers: processes that read ahead; with 0, this one reads. Where there
     is CUDA they lie in page-locked memory. Raises an item's own error in its turn, RunError where a worker died.
@@ -104,7 +104,7 @@ def loader(dataset: WindowDataset, first: int, last: int, batch: int, workers: i
     batches = DataLoader(
         _Caught(dataset),
         batch_size=batch,
-        sampler=range(first, last),
+        sampler=items,
         num_workers=workers,
         collate_fn=_collated,
         pin_memory=torch.cuda.is_available(),
@@ -112,8 +112,8 @@ def loader(dataset: WindowDataset, first: int, last: int, batch: int, workers: i
         # Its own random numbers: the loader draws some, which would change the training's.
         generator=torch.Generator(),
     )
-    start = first
-    with worker_deaths(lambda: _names(dataset, range(start, min(start + batch, last)))):
+    start = 0
+    with worker_deaths(lambda: _names(dataset, items[start : start + batch])):
         for found in batches:
             if isinstance(found, TilepipeError):
                 raise found
@@ -140,7 +140,7 @@ def worker_deaths(reading: Callable[[], str] | None = None) -> Iterator[None]:
         ) from None
 
 
-def _names(dataset: WindowDataset, items: range) -> str:
+def _names(dataset: WindowDataset, items: Sequence[int]) -> str:
     """The images that these items show, the first few."""
     names = dict.fromkeys(dataset.pairs[dataset.draws(index).pair].image.info.name for index in items)
     return ", ".join(list(names)[:3])

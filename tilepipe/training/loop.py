@@ -26,6 +26,7 @@ from tilepipe.training.losses import Hints, cross_entropy
 from tilepipe.training.options import Kind, TrainOptions
 from tilepipe.training.rates import rate_at
 from tilepipe.training.state import Progress, RunFolder
+from tilepipe.training.team import Team
 
 CHECKED = 20
 """Steps from one look at the loss, for which a GPU has to be waited for, to the next."""
@@ -69,6 +70,7 @@ class Run:
     """The data set of a kind of stage."""
     validate: Callable[[nn.Module], Confusion] | None
     """None where no image is for validation."""
+    team: Team
     keep: Callable[[nn.Module | None, Progress], None]
     """Writes the history, and the network where it is the one to save."""
 
@@ -98,19 +100,23 @@ class Trainer:
             return self._train(tell, stop)
 
     def _train(self, tell: Callable[[Told], None], stop: Stop | None) -> Progress:
-        options, began, first = self.run.options, time.monotonic(), self.progress.step
+        options, leads = self.run.options, self.run.team.leads
+        began, first = time.monotonic(), self.progress.step
         for batches in self._steps():
             self.step(batches)
             step = self.progress.step = self.progress.step + 1
             validating = step % options.every == 0 or step == options.steps
-            stopping = stop is not None and stop.asked and step < options.steps
-            if step % CHECKED == 0 or validating or stopping:
+            looking = step % CHECKED == 0 or validating
+            stopping = step < options.steps and self._stop_asked(stop, looking)
+            if looking or stopping:
                 done, loss, spent = step - first, self._mean_loss(), time.monotonic() - began
                 rate, windows = self._rate(step - 1), done * options.windows
                 tell(Told(step, options.steps, loss, rate, done, windows, spent, self.progress.best))
             if validating:
-                self._validate()
-            if validating or stopping:
+                if leads:
+                    self._validate()
+                self.losses.zero_()
+            if leads and (validating or stopping):
                 self.keep()
             if stop is not None and stopping:
                 raise StoppedError(
@@ -121,19 +127,18 @@ class Trainer:
     # ---- a step ----------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[list[Batch]]:
-        """The batches of each step that is left."""
-        options = self.run.options
+        """This process's batches of each step that is left."""
+        options, team = self.run.options, self.run.team
         for kind, first, end in options.segments(self.progress.step):
-            windows = loader(
-                self.run.windows(kind), first * options.windows, end * options.windows, options.batch, options.workers
-            )
-            batches = iter(windows)
+            items = team.items(options, first, end)
+            batches = iter(loader(self.run.windows(kind), items, options.batch, options.workers))
             for _ in range(first, end):
-                yield list(islice(batches, options.accumulate))
+                yield list(islice(batches, team.passes(options)))
 
     def step(self, batches: Sequence[Batch]) -> None:
-        """One optimiser step on some batches, whose gradients add up."""
-        options, device = self.run.options, self.run.device
+        """One optimiser step on some batches, whose gradients add up, in all processes together."""
+        options, device, team = self.run.options, self.run.device, self.run.team
+        passes, losses = len(batches) * team.size, torch.zeros((), device=device)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(self.progress.step)
         self.network.train()
@@ -142,13 +147,16 @@ class Trainer:
             with _out_of_memory(options):
                 shown = images.to(device, non_blocking=True, memory_format=torch.channels_last)
                 loss, total = self._loss(shown, labels.to(device, non_blocking=True))
-                self.scaler.scale(total / len(batches)).backward()  # type: ignore[no-untyped-call]
-            self.losses += loss.detach() / len(batches)
+                self.scaler.scale(total / passes).backward()  # type: ignore[no-untyped-call]
+            losses += loss.detach() / passes
+        team.add([losses, *(each.grad for each in self.parameters if each.grad is not None)])
+        self.losses += losses
         if options.clip is not None:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.parameters, options.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        team.average(each for each in self.network.buffers() if each.is_floating_point())
         if options.average:
             self._average()
 
@@ -160,6 +168,13 @@ class Trainer:
             if self.hints is None:
                 return loss, loss
             return loss, loss + self.run.options.hints * self.hints(labels, self.class_weights)
+
+    def _stop_asked(self, stop: Stop | None, looking: bool) -> bool:
+        """Whether the run is to stop here: several processes agree on it only where they look at the loss anyway."""
+        team = self.run.team
+        if stop is None or not (looking or team.size == 1):
+            return False
+        return team.any(stop.asked, self.run.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES.get(self.run.precision)
@@ -213,7 +228,6 @@ class Trainer:
             iou = [None if math.isnan(each) else float(each) for each in scores.iou]
             row |= {"mean_iou": mean, "accuracy": scores.accuracy, "iou": iou}
         progress.history.append(row)
-        self.losses.zero_()
         saved = options.keep == "last" or mean > progress.best
         if saved:
             progress.best, progress.best_step = mean, progress.step

@@ -76,20 +76,23 @@ class RunFolder:
             if handle is not None:
                 os.close(handle)
 
-    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
-        """Whether the folder holds a run with these settings that is to be continued; UsageError for another one's."""
+    @property
+    def has_state(self) -> bool:
+        """Whether a run can go on from here."""
+        return (self.path / STATE).exists()
+
+    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        """Makes the folder one of a run with these settings; UsageError where it holds the state of another one."""
         if overwrite:
             for name in (SETTINGS, STATISTICS, STATE, BEST):
                 (self.path / name).unlink(missing_ok=True)
         stored, plain = self._stored_settings(), json.loads(json.dumps(settings))
-        if stored is not None and (self.path / STATE).exists():
+        if stored is not None and self.has_state:
             self._require_same(stored, plain)
-            return True
-        if stored != plain:
+        elif stored != plain:
             (self.path / STATISTICS).unlink(missing_ok=True)
             text = json.dumps(plain, indent=2, sort_keys=True)
             self.write(SETTINGS, lambda file: _write(file, text.encode()))
-        return False
 
     def _is_something_else(self) -> bool:
         if not self.path.exists() or (self.path / SETTINGS).exists():

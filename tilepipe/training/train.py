@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from tilepipe.training.plan import RunPlan, named_classes, plan_run
 from tilepipe.training.samples import DataSet
 from tilepipe.training.state import STATISTICS, Progress, RunFolder
 from tilepipe.training.statistics import Statistics, statistics_of
+from tilepipe.training.team import Team, joined
 from tilepipe.training.validation import Validation
 from tilepipe.training.windows import Draws, UniformDraws
 
@@ -65,18 +66,14 @@ def train(
     """
     options, began, files = options or TrainOptions(), time.monotonic(), RunFolder(folder)
     classes = named_classes(data)
-    with files.held(overwrite), _arithmetic(options):
-        continued = files.begin(_settings(data, options), overwrite)
-        plan = plan_run(data, options, lambda pairs: _statistics(files, pairs, len(classes), data.void))
-        trainer = Trainer(_run(plan, files, note))
-        if continued:
-            trainer.resume()
+    with joined(options.device) as team, _held(files, team, overwrite), _arithmetic(options):
+        options = replace(options, device=team.device(options.device))
+        trainer = _trainer(data, options, files, team, overwrite, note if team.leads else _silent)
         resumed = trainer.progress.step
-        if resumed:
-            note(f"{folder} goes on from step {resumed} of {options.steps}")
         if resumed < options.steps:
-            trainer.train(tell, stop)
-        progress = trainer.progress
+            trainer.train(tell if team.leads else _silent, stop)
+        with team.leader_first():
+            progress = trainer.progress if team.leads else files.load(torch.device("cpu"))[0]
     best = next(row for row in progress.history if row["step"] == progress.best_step)
     names = [each.name for each in classes]
     return Outcome(
@@ -88,6 +85,33 @@ def train(
         seconds=time.monotonic() - began,
         resumed_from=resumed,
     )
+
+
+def _silent(_told: Any) -> None:
+    """Tells nobody."""
+
+
+def _held(files: RunFolder, team: Team, overwrite: bool) -> AbstractContextManager[None]:
+    """The folder, for this team alone."""
+    return files.held(overwrite) if team.leads else nullcontext()
+
+
+def _trainer(
+    data: DataSet, options: TrainOptions, files: RunFolder, team: Team, overwrite: bool, note: Callable[[str], None]
+) -> Trainer:
+    """A new run, or one that goes on from the state that the folder has."""
+    classes = len(named_classes(data))
+    team.passes(options)
+    with team.leader_first():
+        if team.leads:
+            files.begin(_settings(data, options), overwrite)
+        plan = plan_run(data, options, lambda pairs: _statistics(files, pairs, classes, data.void))
+        trainer = Trainer(_run(plan, files, team, note))
+    if files.has_state:
+        trainer.resume()
+        if trainer.progress.step:
+            note(f"{files.path} goes on from step {trainer.progress.step} of {options.steps}")
+    return trainer
 
 
 def _settings(data: DataSet, options: TrainOptions) -> dict[str, Any]:
@@ -128,7 +152,7 @@ def _arithmetic(options: TrainOptions) -> Iterator[None]:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn, decided
 
 
-def _run(plan: RunPlan, files: RunFolder, note: Callable[[str], None]) -> Run:
+def _run(plan: RunPlan, files: RunFolder, team: Team, note: Callable[[str], None]) -> Run:
     data, options, classes, device, precision = plan.data, plan.options, plan.classes, plan.device, plan.precision
     for line in plan.subject.notes:
         note(line)
@@ -152,7 +176,7 @@ def _run(plan: RunPlan, files: RunFolder, note: Callable[[str], None]) -> Run:
         board.add(progress.history[-1])
 
     validation = None
-    if plan.judging:
+    if plan.judging and team.leads:
         validation = Validation(plan.judging, card, data.void, judging_options)
         validation.check()
     return Run(
@@ -165,6 +189,7 @@ def _run(plan: RunPlan, files: RunFolder, note: Callable[[str], None]) -> Run:
         folder=files,
         windows=windows,
         validate=validation,
+        team=team,
         keep=keep,
     )
 
