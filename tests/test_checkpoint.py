@@ -332,10 +332,10 @@ def test_the_bundled_model_knows_unseen_scenes():
 @pytest.mark.slow
 def test_the_bundled_model_scores_what_its_card_says():
     reached = score(range(1, 5), 1024)
-    assert reached > 0.85
+    assert reached > 0.9
     # float16 storage moves a few labels at most.
     assert abs(reached - load_model("synthetic-landcover").card.provenance["mean_iou"]) < 0.003
-    assert score(range(30, 38), 1024) > 0.85
+    assert score(range(30, 38), 1024) > 0.9
 
 
 @pytest.mark.slow
