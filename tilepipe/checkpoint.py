@@ -38,6 +38,8 @@ LARGEST_HEADER = 4 * 2**20
 """Bytes; a network of ten thousand tensors needs about one million."""
 IN_MEMORY = "(memory)"
 """The source of a model that was made in this process."""
+SYNTHETIC = "synthetic-landcover"
+"""The bundled model that knows synthetic scenes alone."""
 Task = Literal["segmentation", "regression"]
 TASKS: tuple[Task, ...] = get_args(Task)
 COUNTERS = "num_batches_tracked"  # batch normalisation's, which evaluation does not use

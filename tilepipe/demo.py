@@ -11,6 +11,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window as RasterWindow
 
+from tilepipe.checkpoint import SYNTHETIC
 from tilepipe.errors import InputError, UsageError
 from tilepipe.metrics import Confusion
 from tilepipe.options import SegmentOptions
@@ -21,7 +22,6 @@ from tilepipe.scene.synthetic import write_scene
 from tilepipe.schedule import Stop
 from tilepipe.store.output import OutputStore, open_store
 
-MODEL = "synthetic-landcover"
 STRIP = 1024
 """Rows that are compared at once."""
 
@@ -79,7 +79,7 @@ def segment_scene(
     files: DemoFiles, progress: Callable[[Progress], None] | None = None, stop: Stop | None = None
 ) -> Summary:
     """What segmenting the scene with the bundled model did."""
-    return segment_raster(files.image, files.labels, MODEL, demo_options(files), progress=progress, stop=stop)
+    return segment_raster(files.image, files.labels, SYNTHETIC, demo_options(files), progress=progress, stop=stop)
 
 
 def compare(files: DemoFiles) -> Confusion:

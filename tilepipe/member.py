@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tilepipe.checkpoint import IN_MEMORY, Model, bundled_models, load_model
+from tilepipe.checkpoint import IN_MEMORY, SYNTHETIC, Model, bundled_models, load_model
 from tilepipe.combine import match_classes
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.geometry.network import Geometry
@@ -142,7 +142,8 @@ def _bundled(source: RasterSource, bands: tuple[int, ...] | None) -> tuple[Model
             f"no bundled model fits a raster of {source.info.bands} bands as it declares them ({known}); "
             "choose bands by --bands, or a model by --model"
         )
-    best = min(fitting, key=lambda m: mismatch(m.card.resolution, source.info.resolution_m))
+    # What knows synthetic scenes alone comes last, whatever its resolution.
+    best = min(fitting, key=lambda m: (m.source == SYNTHETIC, mismatch(m.card.resolution, source.info.resolution_m)))
     return best, f"no --model given: using the bundled {best.source}"
 
 

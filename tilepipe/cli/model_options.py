@@ -99,7 +99,8 @@ class ModelOptions:
             metavar="NAME|FILE|MODULE:FACTORY",
             panel=MAP,
             help="A bundled model, a model file, an exported program (.pt2) or a factory; "
-            "without it the bundled model that fits the bands. Given several times, the models are combined.",
+            "without it the bundled model that fits bands and ground resolution. Given several times, the models are "
+            "combined.",
         ),
     ] = None
     weights: Weights = None
