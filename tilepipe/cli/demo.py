@@ -43,12 +43,13 @@ def demo(
     """
     shape = parse_pair(size, "size")
     from tilepipe import demo as work
+    from tilepipe.checkpoint import SYNTHETIC
     from tilepipe.describe import describe
     from tilepipe.job import prepare
     from tilepipe.schedule import stop_on_signals
 
     files = work.make_scene(folder, shape, seed)
-    job = prepare(files.image, work.MODEL, work.demo_options(files))
+    job = prepare(files.image, SYNTHETIC, work.demo_options(files))
     if not json and not quiet:
         print(plan_text(describe(job), verbose) + "\n")
     with teller(quiet, log_json=False) as tell, stop_on_signals() as stop:
