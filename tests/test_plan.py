@@ -131,6 +131,7 @@ def test_placements_of_all_blocks_reassemble_the_raster(
     region = data.draw(st.sampled_from([None, Window.of(top, shape[0], left, shape[1])]))
     made = request_plan(axis, shape, PlanRequest(stitch, block=block, region=region))  # type: ignore[arg-type]
     hits = np.zeros(made.shape, int)
+    cores: dict[tuple[int, int], Window] = {}
     for index in made.blocks():
         outputs = made.block_window(index)
         hull, places = made.placements(outputs)
@@ -144,6 +145,13 @@ def test_placements_of_all_blocks_reassemble_the_raster(
             there = place.crop.rows.start + place.source.rows.start + hull.rows.start
             assert place.target.rows.start + outputs.rows.start == there
             seen[place.target.within(Window.whole(outputs.shape))] += 1
+            # The same for a tile wherever it is used, so that its numbers are.
+            assert (place.core is None) == (stitch == "blend")
+            if place.core is not None:
+                assert place.core.contains(place.crop)
+                assert Window.whole(made.tile_output).contains(place.core)
+                at = place.source.shift(*hull.origin).origin
+                assert cores.setdefault(at, place.core) == place.core
         assert seen.min() >= 1
         assert stitch == "blend" or seen.max() == 1
         hits[outputs.shift(-made.region.rows.start, -made.region.cols.start).within(Window.whole(made.shape))] += 1
@@ -183,6 +191,9 @@ def test_several_networks_meet_core_by_core(
             for axis, made, (hull, _), cell in zip(members, plans, together, cells, strict=True):
                 source, crop = cell.placement.source.shift(*hull.origin), cell.placement.crop
                 assert crop.shape == outer.shape
+                assert cell.placement.core is not None
+                assert cell.placement.core.contains(crop)
+                assert Window.whole(made.tile_output).contains(cell.placement.core)
                 for way, plan_axis in ((0, made.rows), (1, made.cols)):
                     tile, need = (source.rows, source.cols)[way], (outer.rows, outer.cols)[way]
                     assert tile.start + (crop.rows, crop.cols)[way].start == need.start

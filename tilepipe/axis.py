@@ -30,6 +30,8 @@ class TilePart:
     """The outputs that count, in the tile's own output."""
     target: Interval
     """The same, on the output grid."""
+    core: Interval
+    """All outputs that the tile is responsible for, in the tile's own output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ class AxisPlan:
 
     def part(self, k: int, outputs: Interval, exact: bool) -> TilePart:
         """Tile k's part of `outputs`."""
-        target = self.responsible(k, exact).intersect(outputs)
-        return TilePart(self.source(k), target.shift(-(self.origin(k) // self.scale)), target)
+        core, start = self.responsible(k, exact), self.origin(k) // self.scale
+        target = core.intersect(outputs)
+        return TilePart(self.source(k), target.shift(-start), target, core.shift(-start))
 
     def parts(self, outputs: Interval, exact: bool) -> list[TilePart]:
         """Every tile's part of `outputs`, a non-empty interval of kept outputs."""

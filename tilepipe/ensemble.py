@@ -138,7 +138,7 @@ class Ensemble:
             source = cell.placement.source.shift(*shift)
             window = _slices(source)
             whole = Window.whole(source.shape)
-            place = Placement(whole, cell.placement.crop, Window.whole(outer.shape))
+            place = Placement(whole, cell.placement.crop, Window.whole(outer.shape), cell.placement.core)
             values = voice.pixels(block.values[:, *window])
             valid = None if block.valid is None else block.valid[window]
             wanted = Wanted(values=self.meeting.dtype)

@@ -149,6 +149,7 @@ class TilePlan:
                 Window(row.source.shift(-up), col.source.shift(-left)),
                 Window(row.crop, col.crop),
                 Window(row.target.shift(-top), col.target.shift(-start)),
+                Window(row.core, col.core) if self.exact else None,
             )
             for row in rows
             for col in cols
@@ -171,7 +172,10 @@ class TilePlan:
                 first + len(grown.cols),
             )
             outer = grown.shift(-top, -left)
-            cells.append(Cell(place.target, outer, Placement(place.source, crop, outer)))
+            own = place.crop.rows.start - target.rows.start, place.crop.cols.start - target.cols.start
+            assert place.core is not None, "cores are refined"
+            core = self.needed(place.core.shift(-own[0], -own[1])).shift(*own)
+            cells.append(Cell(place.target, outer, Placement(place.source, crop, outer, core)))
         return hull, cells
 
     def needed(self, outputs: Window) -> Window:

@@ -162,3 +162,5 @@ class Placement(NamedTuple):
     """The outputs that are used, in pixels of the tile's own output."""
     target: Window
     """Where they go, in pixels of the block's output; the shape of `crop`."""
+    core: Window | None = None
+    """What the tile has to compute wherever it is used, in pixels of its own output; holds `crop`. None: all."""

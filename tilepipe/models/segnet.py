@@ -33,7 +33,9 @@ from tilepipe.models.layers import (
     scaled,
     upsample,
 )
+from tilepipe.models.partial import Unpooling, cropped, decoded_part, whole
 from tilepipe.models.vgg import VGG16_STAGES
+from tilepipe.window import Window
 
 torch.fx.wrap("check_sides")
 
@@ -82,16 +84,27 @@ class SegNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
+        x, unpoolings = self._encoded(x)
+        for stage, (indices, size, _) in zip(self.decoder, unpoolings, strict=True):
+            x = stage(upsample(x, indices, size, self.config.upsample))
+        return self.classifier(x)
+
+    def forward_part(self, x: Tensor, part: Window) -> Tensor:
+        """What `forward` gives in `part` of its output: (N, classes, *part.shape)."""
+        if self.config.upsample != "unpool":
+            return cropped(self(x), whole(x), part)
+        return decoded_part(*self._encoded(x), list(self.decoder), self.classifier, part)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, list[Unpooling]]:
+        """The innermost map, and what the decoder's stages need, from the innermost on."""
         check_sides(x.shape, "SegNet", 32)
-        places = []
+        unpoolings: list[Unpooling] = []
         for stage in self.encoder:
             x = stage(x)
             size = x.shape[-2:]
             x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
-            places.append((indices, size))
-        for stage in self.decoder:
-            x = stage(upsample(x, *places.pop(), self.config.upsample))
-        return self.classifier(x)
+            unpoolings.insert(0, Unpooling(indices, size))
+        return x, unpoolings
 
 
 def segnet(classes: int = 11, bands: int = 3, width: float = 1.0, upsample: str = "unpool") -> SegNet:

@@ -43,7 +43,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.models.layers import check_sides, conv_norm, initialise
+from tilepipe.models.partial import Unpooling, decoded_part
 from tilepipe.models.segnet import SegNetConfig
+from tilepipe.window import Window
 
 torch.fx.wrap("check_sides")
 
@@ -85,18 +87,26 @@ class SegNetBasic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
+        x, unpoolings = self._encoded(x)
+        for stage, (indices, size, added) in zip(self.decoder, unpoolings, strict=True):
+            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
+            x = x if added is None else x + added
+        return self.classifier(x)
+
+    def forward_part(self, x: Tensor, part: Window) -> Tensor:
+        """What `forward` gives in `part` of its output: (N, classes, *part.shape)."""
+        return decoded_part(*self._encoded(x), list(self.decoder), self.classifier, part)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, list[Unpooling]]:
+        """The innermost map, and what the decoder's stages need, from the innermost on."""
         check_sides(x.shape, "SegNet-Basic", STEP)
-        places = []
+        unpoolings: list[Unpooling] = []
         for stage in self.encoder:
             x = stage(x)
             size, added = x.shape[-2:], x if self.addition else None
             x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
-            places.append((indices, size, added))
-        for stage in self.decoder:
-            indices, size, added = places.pop()
-            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
-            x = x if added is None else x + added
-        return self.classifier(x)
+            unpoolings.insert(0, Unpooling(indices, size, added))
+        return x, unpoolings
 
 
 class FCNBasic(nn.Module):

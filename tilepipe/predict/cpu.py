@@ -29,6 +29,8 @@ class Scores(NamedTuple):
     array: Array
     """C-contiguous: (classes, h, w), or (h, w, classes) where `last`."""
     last: bool
+    origin: tuple[int, int]
+    """Where the first of them lies in the tile's output, (row, column)."""
 
 
 class CpuEngine:
@@ -65,7 +67,7 @@ class CpuEngine:
         whole = Window.whole(self.tile)
         zeros = np.zeros((bands, *self.tile), np.uint8)
         job = BlockJob(zeros, None, None, [], (0, 0), Wanted())
-        array, last = self._pool.submit(self.scores, job, Placement(whole, whole, whole)).result()
+        array, last, _ = self._pool.submit(self.scores, job, Placement(whole, whole, whole)).result()
         return (array.shape[0], array.shape[1]) if last else (array.shape[1], array.shape[2])
 
     def device_bytes(self) -> int:
@@ -109,17 +111,18 @@ class CpuEngine:
         return maps.finished(job.keep, self.classes, job.wanted)._replace(overlapped=overlapped, disagreed=disagreed)
 
     def scores(self, job: BlockJob, tile: Placement) -> Scores:
-        """One tile's scores, in the calling thread."""
+        """One tile's scores, of its core at least, in the calling thread."""
         pixels = self._normalised(job, tile)
         with torch.inference_mode():
-            scores = scores_of(self.network, pixels, self.classes)
+            scores, origin = scores_of(self.network, pixels, self.classes, tile.core)
             if scores.dtype not in (torch.float32, torch.float64):
                 scores = scores.float()
             if scores.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr():
                 scores = scores.clone()  # the pixels' memory is the next tile's
-        if not scores.is_contiguous() and scores.is_contiguous(memory_format=torch.channels_last):
-            return Scores(scores[0].permute(1, 2, 0).numpy(), True)
-        return Scores(scores[0].contiguous().numpy(), False)
+        if not scores.is_contiguous() and scores.stride(1) == 1:  # channels last, perhaps a part of a larger map
+            scores = scores.contiguous(memory_format=torch.channels_last)
+            return Scores(scores[0].permute(1, 2, 0).numpy(), True, origin)
+        return Scores(scores[0].contiguous().numpy(), False, origin)
 
     def _normalised(self, job: BlockJob, tile: Placement) -> torch.Tensor:
         """The tile as the network takes it, in memory that this thread uses again for its next tile."""
@@ -135,24 +138,27 @@ class CpuEngine:
         return (tensor.permute(2, 0, 1) if last else tensor)[None]
 
     def _label(self, job: BlockJob, tile: Placement, maps: BlockMaps) -> None:
-        scores, patch = self.scores(job, tile), Patch.of(tile)
+        scores = self.scores(job, tile)
+        patch = Patch.of(tile, scores.origin)
         labels, confidence, probabilities, values, *_ = maps
         if values is not None:
-            undefined = copy_values(*scores, patch, job.keep, values)
+            undefined = copy_values(scores.array, scores.last, patch, job.keep, values)
         elif confidence is None and probabilities is None:
             kernel = label_last if scores.last else label_planar
             undefined = kernel(scores.array, patch, job.keep, labels)
         else:
-            undefined = score_maps(*scores, patch, job.keep, labels, confidence, probabilities, job.wanted.scale)
+            given = scores.array, scores.last, patch, job.keep
+            undefined = score_maps(*given, labels, confidence, probabilities, job.wanted.scale)
         job.refuse_undefined(undefined, [tile])
 
     def _add(
         self, job: BlockJob, tile: Placement, scores: Scores, weights: Array, strip: Strip, first_row: int
     ) -> None:
-        patch = Patch.of(tile)
+        patch = Patch.of(tile, scores.origin)
         keep = None if job.keep is None else job.keep[first_row:]
         add = accumulate if job.wanted.values is None else accumulate_values
-        undefined = add(*scores, patch._replace(to_row=patch.to_row - first_row), keep, weights, strip)
+        own = patch._replace(to_row=patch.to_row - first_row)
+        undefined = add(scores.array, scores.last, own, keep, weights, strip)
         job.refuse_undefined(undefined, [tile])
 
     def _in_order(self, job: BlockJob, tiles: list[Placement]) -> Generator[tuple[Placement, Scores]]:

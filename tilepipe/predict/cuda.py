@@ -129,8 +129,8 @@ class _Block:
             pixels.masked_fill_(~self.valid[rows, cols], 0)
         # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            scores = scores_of(engine.network, pixels[None], engine.classes)
-        crop = scores[0][:, *_slices(tile.crop)]
+            scores, (row, col) = scores_of(engine.network, pixels[None], engine.classes, tile.core)
+        crop = scores[0][:, *_slices(tile.crop.shift(-row, -col))]
         return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
 
     def exact(self) -> Download:

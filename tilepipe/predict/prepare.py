@@ -12,12 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from tilepipe.errors import ModelError, RunError, UsageError
+from tilepipe.models.partial import Partial
+from tilepipe.window import Window
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 """The precisions, by name."""
@@ -43,8 +45,21 @@ class Prepared(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The scores, of the first tensor where the network gives several."""
+        return _scores(self.network(self._laid_out(pixels)))
+
+    def forward_part(self, pixels: torch.Tensor, part: Window) -> torch.Tensor:
+        """The scores in `part` of the output, where the network `is_partial`."""
+        assert isinstance(self.network, Partial), "asked of networks that can do it"
+        return _scores(self.network.forward_part(self._laid_out(pixels), part))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the network can compute a part of its output alone."""
+        return isinstance(self.network, Partial)
+
+    def _laid_out(self, pixels: torch.Tensor) -> torch.Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return _scores(self.network(pixels.to(self.dtype).contiguous(memory_format=layout)))
+        return pixels.to(self.dtype).contiguous(memory_format=layout)
 
 
 def prepare(network: nn.Module, precision: str = "float32", device: torch.device | str = "cpu") -> Prepared:
@@ -107,14 +122,24 @@ def _scores(output: Any) -> torch.Tensor:
     return output
 
 
-def scores_of(network: Prepared, pixels: torch.Tensor, classes: int) -> torch.Tensor:
-    """One tile's scores (1, classes, h, w) for its normalised pixels (1, bands, rows, columns).
+class TileScores(NamedTuple):
+    """What a network gave for a tile."""
+
+    scores: torch.Tensor
+    """(1, classes, h, w)."""
+    origin: tuple[int, int]
+    """Where the first of them lies in the tile's whole output, (row, column)."""
+
+
+def scores_of(network: Prepared, pixels: torch.Tensor, classes: int, core: Window | None = None) -> TileScores:
+    """One tile's scores for its normalised pixels (1, bands, rows, columns): those of `core` at least.
 
     Raises ModelError where the network fails or gives another number of classes, RunError where the host's memory
     does not suffice; CUDA's own error for its memory passes.
     """
+    part = core if network.is_partial else None
     try:
-        scores: torch.Tensor = network(pixels)
+        scores: torch.Tensor = network(pixels) if part is None else network.forward_part(pixels, part)
     except torch.OutOfMemoryError:
         raise
     except (MemoryError, RuntimeError) as error:
@@ -128,7 +153,7 @@ def scores_of(network: Prepared, pixels: torch.Tensor, classes: int) -> torch.Te
             f"the network gives scores of shape {tuple(scores.shape)}; "
             f"{classes} classes need (1, {classes}, rows, columns)"
         )
-    return scores
+    return TileScores(scores, (0, 0) if part is None else part.origin)
 
 
 # --- folding --------------------------------------------------------------------------------------------------

@@ -79,9 +79,10 @@ class Patch(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, placement: Placement) -> Patch:
-        """The patch of a placement's crop and target."""
-        return cls(*placement.crop.origin, *placement.target.origin, *placement.crop.shape)
+    def of(cls, placement: Placement, origin: tuple[int, int] = (0, 0)) -> Patch:
+        """The patch of a placement's crop and target, in scores whose first lies at `origin` of the tile's output."""
+        crop = placement.crop.shift(-origin[0], -origin[1])
+        return cls(*crop.origin, *placement.target.origin, *crop.shape)
 
 
 @njit(nogil=True, cache=True)
