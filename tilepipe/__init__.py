@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tilepipe.version import __version__
 
 if TYPE_CHECKING:
+    from tilepipe.arrays import segment
     from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
     from tilepipe.evaluation import EvaluationOptions, evaluate
@@ -41,6 +42,7 @@ _HOME = {
     "predict_raster": "tilepipe.pipeline",
     "prepare": "tilepipe.job",
     "save_model": "tilepipe.checkpoint",
+    "segment": "tilepipe.arrays",
     "segment_raster": "tilepipe.pipeline",
     "train": "tilepipe.training.train",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "predict_raster",
     "prepare",
     "save_model",
+    "segment",
     "segment_raster",
     "train",
 ]

@@ -21,6 +21,7 @@ from tilepipe.predict.maps import BlockMaps, Wanted
 from tilepipe.predict.predictor import Predictor
 from tilepipe.predict.prepare import use_large_pages
 from tilepipe.raster.area import AreaMask
+from tilepipe.raster.reader import Reader
 from tilepipe.raster.source import RasterSource
 from tilepipe.store.output import OutputStore
 from tilepipe.variants.variation import Variation
@@ -155,14 +156,17 @@ class BlockRunner:
         self.reader.close()
         self.reader = source.open()
 
-    def maps(self, outputs: Window) -> BlockMaps | None:
-        """The map (and what else is wanted) of a window of outputs; None where no pixel gets one."""
+    def maps(self, outputs: Window, reader: Reader | None = None) -> BlockMaps | None:
+        """The map (and what else is wanted) of a window of outputs; None where no pixel gets one.
+
+        Pixels come from `reader` where it is given, else from the recipe's source.
+        """
         grid = self.recipe.grid
         inside = None if self.area is None else self.area.read(grid.cells(outputs))
         if inside is not None and not inside.any():
             return None
         hull = reduce(Window.hull, (voice.hull(outputs) for voice in self.voices))
-        pixels = self.reader.read(hull)
+        pixels = (reader or self.reader).read(hull)
         keep = None if pixels.valid is None else grid.middles(pixels.valid, hull, outputs)
         if inside is not None:
             within = grid.middles(inside, grid.cells(outputs), outputs)

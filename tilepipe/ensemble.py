@@ -68,7 +68,7 @@ class Voice:
 
     def hull(self, outputs: Window) -> Window:
         """The raster pixels that it needs for `outputs`."""
-        return self.plan.placements(outputs if self.plan.exact else self.plan.needed(outputs))[0]
+        return self.plan.hull(outputs)
 
     def pixels(self, values: Array) -> Array:
         """Its bands of a block's pixels."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tilepipe.checkpoint import ClassInfo
+from tilepipe.checkpoint import ClassInfo, Model
 from tilepipe.crf.parameters import CrfParameters, parse_crf
 from tilepipe.crf.refine import working_bytes
 from tilepipe.errors import PlanError, UsageError
 from tilepipe.geometry.network import Geometry
 from tilepipe.grid import OutputGrid
 from tilepipe.machine import device_of, resources_of, versions
-from tilepipe.member import Member, Models, choose_models, members_of, resolution_notes
+from tilepipe.member import Member, Models, Reference, choose_models, members_of, resolution_notes
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, plan, projected
@@ -207,18 +207,27 @@ def prepare(
     not fit together, before anything is written.
     """
     options = options or SegmentOptions()
+    whole = open_raster(inputs, nodata=options.nodata)
+
+    def resampled(size: float) -> RasterSource:
+        return open_raster(inputs, nodata=options.nodata, resample_to=size)
+
+    return prepare_raster(whole, model, options, stored, resampled)
+
+
+def prepare_raster(
+    whole: RasterSource,
+    model: Models,
+    options: SegmentOptions,
+    stored: Sequence[Mapping[str, Any]] | None = None,
+    resampled: Callable[[float], RasterSource] | None = None,
+) -> Job:
+    """As `prepare`, of a raster that is open; `resampled` opens it with pixels of another size, in metres."""
     device = device_of(options)
     precision = options.precision or ("bf16" if device == "cuda" else "float32")
-    whole = open_raster(inputs, nodata=options.nodata)
     chosen, notes = choose_models(model, whole, options)
     if options.resample:
-        trained = next((each.card.resolution for each, _ in chosen if each.card.resolution is not None), None)
-        if trained is None:
-            raise UsageError("--resample needs a model that states its ground resolution, and this one does not")
-        # A raster without a ground resolution is refused by the reader.
-        wanted = nearest(trained, whole.info.resolution_m or span(trained)[1])
-        if wanted != whole.info.resolution_m:
-            whole = open_raster(inputs, nodata=options.nodata, resample_to=wanted)
+        whole = _resampled(whole, chosen, resampled)
     if options.bands is None:
         guesses = (guess(whole.info, each.card.bands) for each, _ in chosen)
         notes += dict.fromkeys(each for each in guesses if each is not None)
@@ -235,6 +244,22 @@ def prepare(
     if staging is not None:
         notes.append(f"staged first: {staging}")
     return Job(source, area, members, made, options, crf, Machine(resources, precision), tuple(notes), staging)
+
+
+def _resampled(
+    whole: RasterSource,
+    chosen: Sequence[tuple[Model, Reference]],
+    resampled: Callable[[float], RasterSource] | None,
+) -> RasterSource:
+    """The raster at the resolution that the models were trained at, which is nearest to its own."""
+    trained = next((each.card.resolution for each, _ in chosen if each.card.resolution is not None), None)
+    if trained is None:
+        raise UsageError("--resample needs a model that states its ground resolution, and this one does not")
+    if resampled is None:
+        raise UsageError("arrays are not resampled; give one of the model's ground resolution")
+    # A raster without a ground resolution is refused by the reader.
+    wanted = nearest(trained, whole.info.resolution_m or span(trained)[1])
+    return whole if wanted == whole.info.resolution_m else resampled(wanted)
 
 
 def _crf(members: Sequence[Member], options: SegmentOptions) -> CrfParameters | None:

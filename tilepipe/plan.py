@@ -156,6 +156,10 @@ class TilePlan:
         ]
         return hull, places
 
+    def hull(self, outputs: Window) -> Window:
+        """The raster pixels that `outputs` and their margin need; may reach beyond the raster."""
+        return self.placements(outputs if self.exact else self.needed(outputs))[0]
+
     def cells(self, outputs: Window) -> tuple[Window, list[Cell]]:
         """As `placements`, exact only: the parts of cores that make up `outputs`, each with its margin."""
         hull, places = self.placements(outputs)

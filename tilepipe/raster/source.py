@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilepipe.errors import InputError, UsageError
+from tilepipe.raster.arrays import ArrayRecipe
 from tilepipe.raster.bands import check_numbers, select_bands
 from tilepipe.raster.gdal import BLOCK_LIMIT, CACHE_BYTES, COMPOSED, GdalRecipe, Warp, describe, warped_to_pixel_size
 from tilepipe.raster.identity import gdal_path
@@ -50,7 +51,7 @@ STRIP_WINDOW = (4096, 4096)
 class RasterSource:
     """A raster and how to open it anywhere: picklable, without open files."""
 
-    recipe: GdalRecipe | ZarrRecipe
+    recipe: GdalRecipe | ZarrRecipe | ArrayRecipe
     raw: RasterInfo
     """The raster with all its bands."""
     choice: BandChoice
@@ -67,12 +68,12 @@ class RasterSource:
 
     @property
     def cache_bytes(self) -> int:
-        """The GDAL block cache that a process reading this raster uses, in bytes; 0 for zarr."""
-        return 0 if isinstance(self.recipe, ZarrRecipe) else self.recipe.cache_bytes
+        """The GDAL block cache that a process reading this raster uses, in bytes; 0 for zarr and arrays."""
+        return self.recipe.cache_bytes if isinstance(self.recipe, GdalRecipe) else 0
 
     def with_cache(self, size: int) -> RasterSource:
         """The same raster, read with a GDAL block cache of `size` bytes for the whole process."""
-        if isinstance(self.recipe, ZarrRecipe):
+        if not isinstance(self.recipe, GdalRecipe):
             return self
         return replace(self, recipe=replace(self.recipe, cache_bytes=int(size)))
 
@@ -82,7 +83,9 @@ class RasterSource:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files and arrays that were given, as they are opened."""
+        """The files and zarr arrays that were given, as they are opened."""
+        if isinstance(self.recipe, ArrayRecipe):
+            return ()
         return (self.recipe.array,) if isinstance(self.recipe, ZarrRecipe) else self.recipe.files
 
     def identity(self) -> list[dict[str, Any]]:

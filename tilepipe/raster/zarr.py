@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import math
 import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +12,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from zarr.errors import BaseZarrError
 
 from tilepipe.errors import InputError, ReadError
+from tilepipe.raster.cf import crs_wkt_of, nodata_of, transform_of, transform_of_centres
 from tilepipe.raster.identity import file_identity
 from tilepipe.raster.info import GroundPoint, RasterInfo, Transform
 from tilepipe.window import Window
@@ -137,7 +133,7 @@ def _describe(path: str, array: Any) -> tuple[ZarrRecipe, RasterInfo]:
         name=path,
         shape=(array.shape[-2], array.shape[-1]),
         dtypes=(dtype.name,) * count,
-        nodata=(_nodata(attributes, dtype),) * count,
+        nodata=(nodata_of(attributes, dtype),) * count,
         color_interp=("gray",) * count if count == 1 else ("undefined",) * count,
         descriptions=(None,) * count,
         crs_wkt=wkt,
@@ -250,83 +246,21 @@ def _georeference(array: Any, attributes: Mapping[str, Any], parent: str) -> tup
     """(CRS as WKT, transform) from the array's attributes, its grid mapping, its group's, or its coordinates."""
     above = _attributes(parent)
     mapping = _attributes(f"{parent}/{attributes.get('grid_mapping', 'spatial_ref')}")
-    wkt = next(filter(None, map(_crs_wkt, (attributes, mapping, above))), None)
-    transform = next(filter(None, map(_transform, (attributes, mapping, above))), None)
+    wkt = next(filter(None, map(crs_wkt_of, (attributes, mapping, above))), None)
+    transform = next(filter(None, map(transform_of, (attributes, mapping, above))), None)
     if transform is None:
         names = _dimensions(array, attributes)[-2:]
         transform = _from_coordinates(parent, names, array.shape[-2:]) if len(names) == 2 else None
     return wkt, transform
 
 
-def _crs_wkt(attributes: Mapping[str, Any]) -> str | None:
-    gdal = attributes.get("_CRS") or {}
-    for found in (
-        attributes.get("spatial_ref"),
-        attributes.get("crs_wkt"),
-        attributes.get("proj:wkt2"),
-        attributes.get("proj:code"),
-        attributes.get("proj:projjson"),
-        gdal.get("wkt") if isinstance(gdal, dict) else None,
-        gdal.get("projjson") if isinstance(gdal, dict) else None,
-    ):
-        if found:
-            try:
-                return str(CRS.from_user_input(json.dumps(found) if isinstance(found, dict) else found).to_wkt())
-            except CRSError:
-                continue
-    return None
-
-
-def _transform(attributes: Mapping[str, Any]) -> Transform | None:
-    spatial = attributes.get("spatial:transform")
-    if isinstance(spatial, Sequence) and len(spatial) >= 6:
-        a, b, c, d, e, f = (float(x) for x in spatial[:6])
-        return a, b, c, d, e, f
-    text = attributes.get("GeoTransform")
-    if isinstance(text, str) and len(text.split()) == 6:
-        c, a, b, f, d, e = (float(x) for x in text.split())
-        return a, b, c, d, e, f
-    return None
-
-
 def _from_coordinates(parent: str, names: Sequence[str | None], shape: tuple[int, int]) -> Transform | None:
     """The transform from evenly spaced coordinates of pixel centres; None where there are none."""
-    lines = []
-    for name, length in zip(names, shape, strict=True):
-        try:
-            values = np.asarray(zarr.open_array(f"{parent}/{name}", mode="r")[:], dtype=float)
-        except _ZARR_ERRORS:
-            return None
-        if values.shape != (length,) or length < 2:
-            return None
-        step = (values[-1] - values[0]) / (length - 1)
-        if step == 0 or not np.allclose(np.diff(values), step, rtol=1e-3, atol=0):
-            return None
-        lines.append((float(values[0] - step / 2), float(step)))
-    (top, height), (left, width) = lines
-    return width, 0.0, left, 0.0, height, top
-
-
-def _nodata(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> float | int | None:
-    """The declared nodata value. The array's fill value does not count: zarr always has one."""
-    value: Any = next((attributes[key] for key in ("_FillValue", "nodata", "missing_value") if key in attributes), None)
-    if isinstance(value, str):
-        value = _number(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if dtype.kind in "iu" and math.isfinite(value) and value == int(value) else float(value)
-
-
-def _number(text: str) -> float | None:
-    """A number written as text, or, as xarray writes floats to zarr v3, as the base64 of its eight bytes."""
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return float(struct.unpack("<d", base64.b64decode(text))[0])
-    except (ValueError, struct.error):
+        rows, cols = (np.asarray(zarr.open_array(f"{parent}/{name}", mode="r")[:], dtype=float) for name in names)
+    except _ZARR_ERRORS:
         return None
+    return transform_of_centres(rows, cols) if (rows.size, cols.size) == shape else None
 
 
 def _attributes(path: str) -> dict[str, Any]:

@@ -67,13 +67,18 @@ def parsed_crs(wkt: str) -> CRS:
 
 def array_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
     """The attributes of labels, confidence, probabilities or values."""
+    return {**own_attributes(spec, array), **_grid_attributes(spec)}
+
+
+def own_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
+    """What an array's values mean, without where they lie."""
     own = {
         "labels": _label_attributes,
         "confidence": _confidence_attributes,
         "probabilities": _probability_attributes,
         "values": _value_attributes,
     }
-    return {**own[array.name](spec), **_grid_attributes(spec)}
+    return own[array.name](spec)
 
 
 def group_attributes(spec: StoreSpec) -> Attributes:
