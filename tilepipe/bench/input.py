@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import reduce
 from pathlib import Path
@@ -69,7 +69,10 @@ def _rate(job: Job, windows: _Windows, threads: int, seconds: float) -> float:
             started = time.perf_counter()
             with closing(job.source.open()) as reader:
                 shared = _Shared(windows.round(threads), reader, started + seconds - spent)
-                pixels += sum(pool.map(shared.read, range(threads)))
+                tasks = [pool.submit(shared.read) for _ in range(threads)]
+                # All of them end, also where one fails, before the files that they read are closed.
+                wait(tasks)
+                pixels += sum(task.result() for task in tasks)
             spent += time.perf_counter() - started
     return pixels / 1e6 / spent
 
@@ -81,7 +84,7 @@ class _Shared:
         self._windows, self._reader, self._deadline = windows, reader, deadline
         self._lock = Lock()
 
-    def read(self, _thread: int) -> int:
+    def read(self) -> int:
         """The pixels that this thread read."""
         pixels = 0
         while (window := self._take()) is not None:

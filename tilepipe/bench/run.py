@@ -127,7 +127,7 @@ class _Bench:
         self.note("the job itself, from file to store")
         gc.collect()
         pixels = limit.expected * 1e6 * WHOLE * seconds
-        done = whole.whole(self.inputs, chosen, best, self.folder, pixels)
+        done = whole.whole(self.inputs, chosen, best, whole.Place(self._device(), self.folder), pixels)
         return BenchReport(
             subject=self._subject(),
             seconds=seconds,
@@ -193,7 +193,8 @@ class _Bench:
             return job
         choice: Any = precision
         try:
-            return replanned(job, replace(job.options, tile=self._tile(job), precision=choice))
+            options = replace(job.options, tile=self._tile(job), stitch=job.plan.stitch, precision=choice)
+            return replanned(job, options)
         except PlanError:
             return None
 

@@ -22,24 +22,32 @@ EVERY = 0.02
 """Seconds between two looks at the memory."""
 
 
-def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, folder: Path, pixels: float) -> WholeFigure:
-    """How the job fares on about `pixels` of its raster, in whole blocks; its store is made in `folder`.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the job runs and writes."""
 
-    `forward` is its network alone.
+    device: torch.device
+    """The one that this process uses."""
+    folder: Path
+
+
+def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place: Place, pixels: float) -> WholeFigure:
+    """How the job fares on about `pixels` of its raster, in whole blocks; `forward` is its network alone.
+
+    Its store stays in the folder.
     """
     part = middle(job.plan, pixels / (job.plan.scale[0] * job.plan.scale[1]))
-    region = region_text(job.grid, part)
-    options = job.options
+    region, options = region_text(job.grid, part), job.options
+    # Several GPUs have a process each, whose memory is not seen from here.
     here = job.device == "cuda" and len(options.gpus or ()) < 2
     if job.device == "cuda":
         torch.cuda.empty_cache()
-    if here:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(place.device)
     announced: list[Job] = []
     with peak_memory() as peak:
         summary = segment_raster(
             inputs,
-            folder / "whole.zarr",
+            place.folder / "whole.zarr",
             [member.reference for member in job.members],
             replace(options, region=region),
             announce=announced.append,
@@ -58,7 +66,7 @@ def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, folder
         busy=computed / (forward.network_rate * run.resources.workers) / summary.seconds,
         host_bytes=peak.size,
         projected_host_bytes=run.plan.projection.host_total,
-        device_bytes=int(torch.cuda.max_memory_reserved()) if here else 0,
+        device_bytes=int(torch.cuda.max_memory_reserved(place.device)) if here else 0,
         projected_device_bytes=run.plan.projection.device,
     )
 
