@@ -36,17 +36,31 @@ def candidates(job: Job) -> list[Job]:
     """
     if job.options.tile is not None or len(job.members) > 1:
         return [job]
-    found = {job.plan.tile: job}
+    found = {job.plan.tile: _fed(job)}
     for core in CORES:
-        tile = _tile(job, core)
-        # The stitching stays what the plan chose: a tile that is asked for would count as worth any cost.
-        options = replace(job.options, tile=tile, stitch=job.plan.stitch)
         try:
-            made = replanned(job, options)
+            # The stitching stays what the plan chose: a tile that is asked for would count as worth any cost.
+            made = replanned(job, replace(job.options, tile=_tile(job, core), stitch=job.plan.stitch))
         except PlanError:
             continue
-        found.setdefault(made.plan.tile, made)
+        found.setdefault(made.plan.tile, _fed(made))
     return sorted(found.values(), key=lambda each: each.plan.tile[0] * each.plan.tile[1])
+
+
+def _fed(job: Job) -> Job:
+    """The job with blocks of so many tiles that those in flight have one for each thread, if they fit."""
+    plan, resources = job.plan, job.resources
+    tiles = max(1, plan.block[0] // plan.core[0]) * max(1, plan.block[1] // plan.core[1])
+    if job.options.block is not None or not plan.exact or tiles * resources.blocks >= resources.threads:
+        return job
+    if plan.block_count == 1:
+        return job
+    twice = replace(job.options, tile=plan.tile, stitch="exact", block=(2 * plan.block[0], 2 * plan.block[1]))
+    try:
+        larger = replanned(job, twice)
+    except PlanError:
+        return job
+    return _fed(replace(larger, options=replace(larger.options, block=None)))
 
 
 def _tile(job: Job, core: int) -> tuple[int, int]:

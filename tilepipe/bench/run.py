@@ -274,10 +274,8 @@ def _remarks(job: Job, done: WholeFigure) -> Iterator[str]:
     if not job.plan.exact:
         yield "a blended map depends on its tile: another tile is another map"
     if done.blocks < 2 * job.resources.blocks:
-        yield (
-            f"the job itself had {done.blocks} blocks, too few to overlap reading, network and writing; "
-            "take a larger raster, or more --seconds"
-        )
+        few = "a single block" if done.blocks == 1 else f"{done.blocks} blocks"
+        yield f"the job itself had {few}, too few to overlap reading, network and writing; try a larger raster"
 
 
 def _threads(count: int) -> str:

@@ -16,6 +16,7 @@ from tilepipe.grid import OutputGrid
 from tilepipe.job import Job
 from tilepipe.pipeline import segment_raster
 from tilepipe.plan import TilePlan
+from tilepipe.projection import Resources
 from tilepipe.window import Interval, Window
 
 EVERY = 0.02
@@ -34,9 +35,11 @@ class Place:
 def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place: Place, pixels: float) -> WholeFigure:
     """How the job fares on about `pixels` of its raster, in whole blocks; `forward` is its network alone.
 
-    Its store stays in the folder.
+    On fewer blocks than are in flight, or less than two rounds of tiles, it would show its start and end only: it
+    gets as many where the raster has them. Its store stays in the folder.
     """
-    part = middle(job.plan, pixels / (job.plan.scale[0] * job.plan.scale[1]))
+    outputs = pixels / (job.plan.scale[0] * job.plan.scale[1])
+    part = middle(job.plan, max(outputs, _least(job.plan, job.resources)))
     region, options = region_text(job.grid, part), job.options
     # Several GPUs have a process each, whose memory is not seen from here.
     here = job.device == "cuda" and len(options.gpus or ()) < 2
@@ -86,6 +89,12 @@ def region_text(grid: OutputGrid, outputs: Window) -> str:
     """The `--region` that is computed as these outputs."""
     (rows, cols), axes = grid.scale, outputs
     return f"{axes.rows.start * rows}:{axes.rows.stop * rows},{axes.cols.start * cols}:{axes.cols.stop * cols}"
+
+
+def _least(plan: TilePlan, use: Resources) -> int:
+    """Outputs of two rounds of tiles, and of as many blocks as are in flight."""
+    tiles = 2 * use.threads * use.workers * plan.core[0] * plan.core[1]
+    return max(tiles, use.blocks * use.workers * plan.block[0] * plan.block[1])
 
 
 @dataclass(slots=True)
