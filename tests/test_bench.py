@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import threading
 import time
 import tomllib
@@ -52,6 +53,12 @@ SECONDS = 0.05
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     return make_files(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(autouse=True)
+def _little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels get few scores."""
+    monkeypatch.setattr("tilepipe.bench.kernels.SIZE", 1 << 20)
 
 
 def job_of(files: Path, **options: Any) -> Job:
@@ -166,7 +173,7 @@ def test_a_first_call_that_lasts_long_enough_is_the_measurement() -> None:
         return 1.0
 
     settled = []
-    assert sustained(work, 0.01, settle=lambda: settled.append(1), long_first=True).seconds >= 0.02
+    assert sustained(work, 0.01, settle=lambda: settled.append(1), enough=0.02).seconds >= 0.02
     assert (calls, len(settled)) == ([0], 1)
 
 
@@ -417,8 +424,8 @@ def assert_positive(report: BenchReport) -> None:
     for group in (found["forward"], found["kernels"]):
         for each in group:
             assert all(value > 0 for value in numbers(each)), each
-    # A busy machine makes noise, but tiles cannot take much longer than the run that they are part of.
-    assert 0 < report.whole.busy < 3
+    # With a margin for noise: tiles cannot take longer than the run that they are part of.
+    assert 0 < report.whole.busy < 1.5
 
 
 def numbers(value: Any) -> list[float]:
@@ -557,3 +564,20 @@ def test_a_file_that_is_there_is_kept(files: Path, tmp_path: Path) -> None:
     tuned.write_text("tile = 96\n")
     assert_one_line(run("bench", *job(files), "-q", "--output", tuned), 2, "--overwrite")
     assert tuned.read_text() == "tile = 96\n"
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_and_nothing_is_left(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int
+) -> None:
+    before = signal.getsignal(number)
+
+    def staging(job: Job, folder: Path, seconds: float) -> None:
+        (folder / "written").touch()
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("tilepipe.bench.input.stage", staging)
+    result = run("bench", *job(files), "-q", "--seconds", SECONDS, "--folder", tmp_path)
+    assert_one_line(result, exit_code, "stopped", "removed")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) is before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,13 +31,13 @@ def sustained(
     seconds: float,
     threads: int = 1,
     settle: Callable[[], None] = _nothing,
-    long_first: bool = False,
+    enough: float = math.inf,
 ) -> Rate:
     """The rate of `work`, which is given its thread's number and returns how much it did, over about `seconds`.
 
     Each thread calls it again and again, with one torch thread of its own. The first call of each is left out,
-    since it fills caches; with `long_first` it counts, and is the only one, where it alone took `seconds`.
-    `settle` waits for what the calls have queued. An error in a thread is raised.
+    since it fills caches; where it alone took `enough` seconds, it counts, and is the only one. `settle` waits for
+    what the calls have queued. An error in a thread is raised.
     """
     gate = Barrier(threads)
 
@@ -46,7 +47,7 @@ def sustained(
         amount = work(number)
         settle()
         spent = time.perf_counter() - started
-        if long_first and spent >= seconds:
+        if spent >= enough:
             return amount, spent, 1
         started, amount, calls = time.perf_counter(), 0.0, 0
         while calls == 0 or time.perf_counter() - started < seconds:

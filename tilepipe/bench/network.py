@@ -25,6 +25,8 @@ CORES = (512, 1024, 2048)
 BATCHES = (2, 4)
 """Tiles that pass a CUDA device together, beside single ones, where they are smaller than SMALL."""
 SMALL = 1024
+LONG = 10.0
+"""Seconds of a first pass beside which it does not matter that caches were empty: it is not repeated."""
 PRODUCT = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices that are multiplied."""
 
@@ -147,7 +149,7 @@ def forward(job: Job, networks: Sequence[Prepared], device: torch.device, second
                     network(tiles)
         return pixels
 
-    rate = sustained(run, seconds, how.threads, settling(device), long_first=True)
+    rate = sustained(run, seconds, how.threads, settling(device), enough=max(LONG, seconds))
     tflops = rate.amount / pixels * how.batch * flops(job) / 1e12
     return ForwardFigure(
         tile=job.plan.tile,

@@ -69,7 +69,7 @@ class BenchOptions:
 
 
 def bench(
-    inputs: Sequence[str | Path] = (),
+    inputs: str | Path | Sequence[str | Path] = (),
     models: Models = None,
     options: SegmentOptions | None = None,
     how: BenchOptions | None = None,
@@ -82,17 +82,18 @@ def bench(
     mend: a tile that the network does not take, a raster that cannot be read.
     """
     options, how = options or SegmentOptions(), how or BenchOptions()
+    given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     if options.scheduler is not None:
         raise UsageError("bench measures the machine that it runs on; leave --scheduler out")
     use_large_pages()
     with tempfile.TemporaryDirectory(prefix="tilepipe-bench-", dir=how.folder, ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        made = None if inputs else f"a synthetic scene, seed {SEED}"
-        if not inputs:
+        made = None if given else f"a synthetic scene, seed {SEED}"
+        if not given:
             note(f"a synthetic scene of {SCENE[0]} x {SCENE[1]} pixels is being made")
-            inputs = [write_scene(folder, SCENE, SEED)[0]]
-        job = prepare(list(inputs), models, options)
-        return _Bench(inputs, job, how, folder, note, made).run()
+            given = [write_scene(folder, SCENE, SEED)[0]]
+        job = prepare(given, models, options)
+        return _Bench(given, job, how, folder, note, made).run()
 
 
 @dataclass(frozen=True, slots=True)

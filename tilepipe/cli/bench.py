@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,13 +87,31 @@ def bench(
     from tilepipe.bench.run import BenchOptions
     from tilepipe.bench.run import bench as measure
 
-    try:
+    with ended_by_signals():
         report = measure(inputs or (), models, options, BenchOptions(measuring.seconds, measuring.folder), _note(talk))
-    except KeyboardInterrupt as error:
-        raise StoppedError("interrupted; what was measured is lost, and what was written is removed", 130) from error
     if output is not None:
         Path(output).write_text(tuned_text(report))
     print(json.dumps(report.to_json()) if talk.json else report_text(report, output))
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A context that SIGTERM and Ctrl-C end, so that what was written is removed; then StoppedError."""
+    heard: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        code = 75 if signal.SIGTERM in heard else 130
+        raise StoppedError("stopped; what was measured is lost, and what was written is removed", code) from error
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def check_target(output: str | None, overwrite: bool) -> None:
