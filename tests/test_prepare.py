@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from encoder import CLASSES, Encoder, block, fitted
 from torch import nn
 
-from tilepipe.predict.prepare import fold_batch_norms, prepare
+from tilepipe.predict.prepare import fold_batch_norms, prepare, use_one_thread
 
 
 class Residual(nn.Module):
@@ -96,3 +97,16 @@ def test_modules_with_hooks_are_not_folded() -> None:
     network = block(3, CLASSES).eval()
     network[0].register_forward_hook(lambda module, given, result: result * 2)
     assert fold_batch_norms(network) == 0
+
+
+def test_a_threads_number_of_threads_stays_one() -> None:
+    """Whatever another thread sets before torch first asks for it."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=use_one_thread) as pool:
+            pool.submit(int).result()
+            torch.set_num_threads(before + 2)
+            assert pool.submit(torch.get_num_threads).result() == 1
+            assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)

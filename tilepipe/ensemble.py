@@ -27,6 +27,7 @@ from tilepipe.grid import OutputGrid
 from tilepipe.plan import Cell, TilePlan
 from tilepipe.predict.maps import BlockMaps, Wanted
 from tilepipe.predict.predictor import Predictor
+from tilepipe.predict.prepare import use_one_thread
 from tilepipe.predict.scores import Array, normalised
 from tilepipe.window import Placement, Window
 
@@ -102,7 +103,7 @@ class Ensemble:
         self.classes = len(voices[0].order)
         count = len(os.sched_getaffinity(0)) if threads is None else threads
         self._refine = _refiner(meeting.device)
-        self._pool = ThreadPoolExecutor(count, "tilepipe-core", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(count, "tilepipe-core", initializer=use_one_thread)
 
     def close(self) -> None:
         """Ends the threads; the predictors are their owner's to close."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,6 +244,17 @@ def prepare_raster(
     if staging is not None:
         notes.append(f"staged first: {staging}")
     return Job(source, area, members, made, options, crf, Machine(resources, precision), tuple(notes), staging)
+
+
+def replanned(job: Job, options: SegmentOptions) -> Job:
+    """The job with other wishes for its tiles, blocks or precision; PlanError where they do not fit.
+
+    Raster, models, memory and threads stay those of `job`, whatever `options` say of them.
+    """
+    machine = Machine(job.resources, options.precision or job.precision)
+    made = _plan(job.source, job.members, options, job.crf, machine, None)
+    staging = _staging(job.source.info, made[0], options)
+    return replace(job, plans=made, options=options, machine=machine, staging=staging)
 
 
 def _resampled(

@@ -22,7 +22,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from tilepipe.block import BlockRecipe, BlockRunner
-from tilepipe.job import Job, prepare_raster
+from tilepipe.job import Job, prepare_raster, replanned
 from tilepipe.member import Models
 from tilepipe.options import SegmentOptions
 from tilepipe.raster.arrays import ArrayRecipe, Piece
@@ -66,7 +66,7 @@ def lazy_maps(
     job = prepare_raster(source, model, options)
     if options.block is None and job.plan.exact:
         # Cores share nothing, so that the smallest blocks cost least where only some are computed.
-        job = prepare_raster(source, model, replace(options, block=job.plan.core))
+        job = replanned(job, replace(options, block=job.plan.core))
     spec = job.spec()
     token = tokenize(source.recipe.identity(), job.fingerprint(), [made.to_json() for made in job.plans])
     recipe = LazyRecipe(token, BlockRecipe.of(job, job.source, None), spec.arrays())

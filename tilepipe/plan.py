@@ -156,6 +156,19 @@ class TilePlan:
         ]
         return hull, places
 
+    @property
+    def inner_core(self) -> Window | None:
+        """The core of a tile that is not the first, in its own output; None where tiles are blended."""
+        if not self.exact:
+            return None
+        rows, cols = (axis.part(k, axis.responsible(k, True), True).core for axis, k in self._inner)
+        return Window(rows, cols)
+
+    @property
+    def _inner(self) -> tuple[tuple[AxisPlan, int], tuple[AxisPlan, int]]:
+        """Each axis with its second tile, or its only one."""
+        return (self.rows, min(1, self.rows.count - 1)), (self.cols, min(1, self.cols.count - 1))
+
     def hull(self, outputs: Window) -> Window:
         """The raster pixels that `outputs` and their margin need; may reach beyond the raster."""
         return self.placements(outputs if self.exact else self.needed(outputs))[0]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import demo, evaluate, jobs, networks, stores, train
+from tilepipe.cli import bench, demo, evaluate, jobs, networks, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -32,6 +32,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     demo.demo,
+    bench.bench,
 ):
     app.command()(command)
 

@@ -6,7 +6,7 @@ A command that takes a parameter of such a dataclass takes all its fields as opt
     def segment(paths: Paths, job: JobOptions, feedback: Feedback) -> None: ...
 
 A value comes from the command line, else from the environment (TILEPIPE_<OPTION>), else from the file that
-`--config` names, else from the default.
+`--config` names, else from the one that `--tuned` names, else from the default.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import typer
 from tilepipe.errors import UsageError
 
 PREFIX = "TILEPIPE_"
+FILES = ("config", "tuned")
+"""The options that name files of options, which no such file may hold."""
 
 
 def option(
@@ -85,8 +87,14 @@ def _parameters(
 def read_config(context: typer.Context, path: str | None) -> str | None:
     """`path`, after its values became the context's defaults; the callback of an eager `--config`."""
     if path is not None and not context.resilient_parsing:
-        legal = _legal_keys(context)
-        context.default_map = {**(context.default_map or {}), **dict(_entries(path, legal))}
+        context.default_map = {**(context.default_map or {}), **_entries(path, "--config", context)}
+    return path
+
+
+def read_tuned(context: typer.Context, path: str | None) -> str | None:
+    """As `read_config`, for `--tuned`: what `--config` says counts first, whichever of the two is read first."""
+    if path is not None and not context.resilient_parsing:
+        context.default_map = {**_entries(path, "--tuned", context), **(context.default_map or {})}
     return path
 
 
@@ -99,21 +107,28 @@ def _legal_keys(context: typer.Context) -> dict[str, bool]:
         str(parameter.name): bool(getattr(parameter, "multiple", False))
         for command in commands
         for parameter in command.params
-        if parameter.param_type_name == "option" and parameter.name not in (None, "config", "help")
+        if parameter.param_type_name == "option" and parameter.name not in (None, *FILES, "help")
     }
 
 
-def _entries(path: str, legal: Mapping[str, bool]) -> Iterator[tuple[str, Any]]:
-    """(parameter, value) of each entry of a TOML file; the values as a command line would give them."""
+def _entries(path: str, flag: str, context: typer.Context) -> dict[str, Any]:
+    """The value of each parameter that a TOML file names, as a command line would give it."""
+    return dict(_parsed(path, _table(path, flag), _legal_keys(context)))
+
+
+def _table(path: str, flag: str) -> dict[str, Any]:
     import tomllib
 
     try:
         with open(path, "rb") as file:
-            table = tomllib.load(file)
+            return tomllib.load(file)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{flag} {path} cannot be read: {error.strerror}") from error
+
+
+def _parsed(path: str, table: Mapping[str, Any], legal: Mapping[str, bool]) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
         name = key.replace("-", "_")
         inverse = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"

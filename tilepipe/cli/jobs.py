@@ -13,7 +13,7 @@ from tilepipe.cli.model_options import ModelOptions
 from tilepipe.cli.options import (
     OUTPUT,
     TALK,
-    Config,
+    FileOptions,
     JobOptions,
     LabelOptions,
     LongTalk,
@@ -62,9 +62,9 @@ def segment(
     labels: LabelOptions,
     job: JobOptions,
     talk: LongTalk,
+    files: FileOptions,  # noqa: ARG001 - read already
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Write a raster's label map.
 
@@ -80,10 +80,10 @@ def predict(
     network: ModelOptions,
     job: JobOptions,
     talk: LongTalk,
+    files: FileOptions,  # noqa: ARG001 - read already
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    config: Config = None,  # noqa: ARG001 - its callback has read it
 ) -> None:
     """Write a network's own output: values, not labels.
 
@@ -129,7 +129,7 @@ def plan(
     labels: LabelOptions,
     job: JobOptions,
     talk: Talk,
-    config: Config = None,  # noqa: ARG001 - its callback has read it
+    files: FileOptions,  # noqa: ARG001 - read already
 ) -> None:
     """Show what segmenting would take.
 

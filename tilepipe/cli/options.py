@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tilepipe.cli.arguments import option, read_config
+from tilepipe.cli.arguments import option, read_config, read_tuned
 from tilepipe.cli.group import remember
 from tilepipe.errors import UsageError
 from tilepipe.options import SegmentOptions, parse_bytes, parse_nodata, parse_numbers, parse_pair
@@ -228,6 +228,29 @@ Config = Annotated[
         "environment (TILEPIPE_TILE=1408), then the file.",
     ),
 ]
+Tuned = Annotated[
+    str | None,
+    typer.Option(
+        "--tuned",
+        metavar="FILE.toml",
+        rich_help_panel=TALK,
+        envvar="TILEPIPE_TUNED",
+        show_envvar=False,
+        is_eager=True,
+        callback=read_tuned,
+        help="Options that `tilepipe bench --output` found for this machine; what --config says counts first.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """Files that a job's options may come from; their callbacks have read them when a command runs."""
+
+    config: Config = None
+    tuned: Tuned = None
+
+
 Json = Annotated[
     bool,
     option("--json/--no-json", panel=TALK, callback=remember, help="The result as one JSON object on stdout."),

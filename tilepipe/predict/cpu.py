@@ -17,7 +17,7 @@ import torch
 from tilepipe.errors import UsageError
 from tilepipe.predict.blend import Strip, accumulate, finish
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
-from tilepipe.predict.prepare import Prepared, scores_of
+from tilepipe.predict.prepare import Prepared, scores_of, use_one_thread
 from tilepipe.predict.scores import Array, Patch, label_last, label_planar, normalise, normalise_last, score_maps
 from tilepipe.predict.values import accumulate_values, copy_values, finish_values
 from tilepipe.window import Placement, Window
@@ -54,7 +54,7 @@ class CpuEngine:
         if self.threads < 1:
             raise UsageError(f"threads {self.threads} is not legal; at least 1 is needed")
         # torch counts threads per Python thread: the caller's own setting stays as it is.
-        self._pool = ThreadPoolExecutor(self.threads, "tilepipe-tile", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(self.threads, "tilepipe-tile", initializer=use_one_thread)
         self._slots = BoundedSemaphore(2 * self.threads)
         self._scratch = local()
 

@@ -243,6 +243,16 @@ def _fold(conv: Any, norm: Any) -> None:
 # --- the process ----------------------------------------------------------------------------------------------
 
 
+def use_one_thread() -> None:
+    """Gives the calling thread one torch thread, for good; the initializer of pools whose threads work side by side.
+
+    A thread takes over what was last set anywhere when torch first asks for its number, which may be after it was
+    set here. That moment has to come first: results of some kernels depend on the number in the last bit.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 def use_large_pages() -> bool:
     """Whether torch will ask the kernel for large pages in this process; call it before the first tensor is made.
 

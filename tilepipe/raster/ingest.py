@@ -236,27 +236,30 @@ class _Copy:
         """Reads and writes everything; at most two rows of shards, or two shards a thread, are held at a time."""
         total, done = math.prod(self._raw.shape), 0
         waiting: list[tuple[int, list[Future[None]]]] = []
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for window in self._layout.reads():
-                    if self._layout.aligned:
-                        tasks = [pool.submit(self._copy, window)]
-                    else:
-                        tasks = [pool.submit(self._write, *part) for part in self._cut(window, *self._read(window))]
-                    waiting.append((window.area, tasks))
-                    while len(waiting) > (2 * workers if self._layout.aligned else 1):
-                        done += _finish(waiting.pop(0))
+        try:
+            # The threads end before the files that they read are closed, also where an error stops the copy.
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    for window in self._layout.reads():
+                        if self._layout.aligned:
+                            tasks = [pool.submit(self._copy, window)]
+                        else:
+                            tasks = [pool.submit(self._write, *part) for part in self._cut(window, *self._read(window))]
+                        waiting.append((window.area, tasks))
+                        while len(waiting) > (2 * workers if self._layout.aligned else 1):
+                            done += _finish(waiting.pop(0))
+                            if progress is not None:
+                                progress(done, total)
+                    for pair in waiting:
+                        done += _finish(pair)
                         if progress is not None:
                             progress(done, total)
-                for pair in waiting:
-                    done += _finish(pair)
-                    if progress is not None:
-                        progress(done, total)
-            finally:
-                for _, tasks in waiting:
-                    for task in tasks:
-                        task.cancel()
-                self._backend.close()
+                finally:
+                    for _, tasks in waiting:
+                        for task in tasks:
+                            task.cancel()
+        finally:
+            self._backend.close()
 
     def _copy(self, window: Window) -> None:
         self._write(window, *self._read(window))

@@ -1,0 +1,1 @@
+"""Rates of a job's parts on this machine: reading, network, kernels, writing, and all of it together."""
