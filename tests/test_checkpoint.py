@@ -1,12 +1,16 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import stat
 import struct
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -277,7 +281,9 @@ def test_a_regression_has_no_classes():
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    assert "no such model file; bundled models: synthetic-landcover" in refused(tmp_path / "none.safetensors")
+    assert "no such model file; bundled models: buildings, synthetic-landcover" in refused(
+        tmp_path / "none.safetensors"
+    )
     assert "cannot be read" in refused(tmp_path)
     with pytest.raises(ModelError, match="cannot be written"):
         save_model(tmp_path / "no" / "m.safetensors", a_network(), a_card())
@@ -323,6 +329,38 @@ def test_the_bundled_model_is_described():
     assert card.bands == ("red", "green", "blue")
     assert card.licence == "MIT"
     assert "train_synthetic.py" in card.provenance["command"]
+
+
+def test_the_model_of_buildings_is_described():
+    card = load_model("buildings").card
+    assert [item.name for item in card.classes] == ["background", "building"]
+    assert card.bands == ("red", "green", "blue")
+    assert card.resolution[0] < 0.08
+    assert card.resolution[1] > 0.29
+    assert "CC BY 4.0" in card.licence
+    assert "train_buildings.py" in card.provenance["command"]
+    assert card.provenance["held out"]
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_bundled_models_are_small(name):
+    assert (resources.files("tilepipe") / "weights" / f"{name}.safetensors").stat().st_size < 8_000_000
+
+
+def test_the_model_of_buildings_finds_those_it_learnt_from():
+    """Their labels are far from exact; a constant label has a mean IoU under 0.5."""
+    folder = os.environ.get("TILEPIPE_TEST_DATA")
+    if folder is None:
+        pytest.skip("set TILEPIPE_TEST_DATA to the folder of real rasters")
+    model = load_model("buildings")
+    names = (Path(folder, "buildings", f"area4_1_{kind}.tif") for kind in ("rgb", "label"))
+    image, truth = (rasterio.open(name).read() for name in names)
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (model.card.mean, model.card.std))
+    with torch.inference_mode():
+        scores = model.network(torch.from_numpy((image[:, :, :1024] - mean) / std)[None])[0]
+    found, truth = np.asarray(scores).argmax(0), truth[0, :, :1024]
+    ious = [((found == n) & (truth == n)).sum() / ((found == n) | (truth == n)).sum() for n in (0, 1)]
+    assert np.mean(ious) > 0.7
 
 
 def test_the_bundled_model_knows_unseen_scenes():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rasterio.transform import from_origin
 from reference import model_of, scene, write_raster
 
 from tilepipe.errors import PlanError, UsageError
@@ -60,4 +61,14 @@ def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
         choose_models(None, five, SegmentOptions())
     ((model, _),), notes = choose_models(None, five, SegmentOptions(bands=(1, 2, 3)))
     assert model.card.bands == ("red", "green", "blue")
-    assert "bundled synthetic-landcover" in notes[0]
+    assert "bundled buildings" in notes[0]
+
+
+@pytest.mark.parametrize("size", [0.03, 0.1, 0.3, 5.0])
+def test_of_the_bundled_models_the_synthetic_one_comes_last(tmp_path: Path, size: float) -> None:
+    """Whatever the ground resolution; and one that the model does not know is said."""
+    transform = from_origin(500000, 5400000, size, size)
+    raster = write_raster(tmp_path / "in.tif", scene((50, 50)), photometric="rgb", transform=transform)
+    job = prepare(raster, None, SegmentOptions(device="cpu"))
+    assert [member.model.source for member in job.members] == ["buildings"]
+    assert any("was trained at 0.0746 to 0.299 m" in note for note in job.notes) == (size in (0.03, 5.0))

@@ -47,7 +47,7 @@ def test_a_held_out_area_is_scored_and_the_card_tells_it(mosaics: Path, tmp_path
     assert set(told["iou"]) == {"1", "2", "4"}
     card = load_model(tmp_path / "hold-there" / "run" / "model.safetensors").card
     assert card.provenance["data"] == "2 images for training, 1 for validation"
-    assert told["iou"]["1"]["mean"] == pytest.approx(card.provenance["mean_iou"], abs=1e-4)
+    assert card.provenance["steps"] == 4
     assert f"{told['iou']['4']['building']:.4f}" in capsys.readouterr().out
     buildings(mosaics, tmp_path)
     model = load_model(tmp_path / "buildings.safetensors")
@@ -56,8 +56,25 @@ def test_a_held_out_area_is_scored_and_the_card_tells_it(mosaics: Path, tmp_path
     held = model.card.provenance["held out"]["there"]["mean and building IoU"]
     assert held["2x"] == [round(told["iou"]["2"][name], 3) for name in ("mean", "building")]
     last = load_model(tmp_path / "all" / "run" / "model.safetensors")
+    train_buildings.shifted(last)
     for own, kept in zip(model.network.parameters(), last.network.parameters(), strict=True):
         np.testing.assert_array_equal(own.detach().numpy(), kept.detach().half().float().numpy())
+
+
+def test_a_shift_makes_buildings_likelier(mosaics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is what the held-out area is scored with."""
+    found = {}
+    for shift in (-100.0, 0.0, 100.0):
+        monkeypatch.setattr(train_buildings, "SHIFT", shift)
+        buildings(mosaics, tmp_path, "--hold", "there")
+        found[shift] = json.loads((tmp_path / "hold-there" / "scores.json").read_text())["iou"]["1"]
+    with rasterio.open(mosaics / "there_0_label.tif") as labels:
+        values = labels.read(1)
+    share = (values == 1).sum() / (values != 255).sum()
+    assert found[100.0]["building"] == pytest.approx(share)
+    assert found[-100.0]["background"] == pytest.approx(1 - share)
+    card = load_model(tmp_path / "hold-there" / "run" / "model.safetensors").card
+    assert found[0.0]["mean"] == pytest.approx(card.provenance["mean_iou"], abs=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
