@@ -189,7 +189,9 @@ def geometry_of_any(name):
 # ---- tiles -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "residue"), [("fcn16s", 7), ("fcn8s", 26), ("fcn8s", 32)])
+@pytest.mark.parametrize(
+    ("name", "residue"), [pytest.param("fcn16s", 7, marks=pytest.mark.slow), ("fcn8s", 26), ("fcn8s", 32)]
+)
 def test_each_class_of_sizes_is_proved_by_itself(name, residue):
     network = small(name, width=0.01)
     geometry = geometry_of_any(name)

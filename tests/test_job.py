@@ -64,7 +64,7 @@ def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
     assert "bundled buildings" in notes[0]
 
 
-@pytest.mark.parametrize("size", [0.03, 0.1, 0.3, 5.0])
+@pytest.mark.parametrize("size", [0.03, 0.3, 5.0])
 def test_of_the_bundled_models_the_synthetic_one_comes_last(tmp_path: Path, size: float) -> None:
     """Whatever the ground resolution; and one that the model does not know is said."""
     transform = from_origin(500000, 5400000, size, size)

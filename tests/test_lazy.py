@@ -131,11 +131,12 @@ def test_every_scheduler_gives_the_same(preset: tuple[Path, np.ndarray, np.ndarr
         np.testing.assert_array_equal(found.compute(), wanted)
 
 
-def test_workers_of_a_cluster_give_the_same(preset: tuple[Path, np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_workers_of_a_cluster_give_the_same(preset: tuple[Path, np.ndarray, np.ndarray], processes: bool) -> None:
     path, values, wanted = preset
     found = tilepipe.segment(da.from_array(values, chunks=(3, 70, 60)), path, replace(OPTIONS, tile=(224, 224)))
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None) as cluster,
         Client(cluster),
     ):
         np.testing.assert_array_equal(found.compute(), wanted)

@@ -113,7 +113,9 @@ def test_a_job_that_is_killed_again_and_again(folder: Path) -> None:
         assert contents(path) == contents(folder / "whole")
 
 
-@pytest.mark.parametrize(("old", "new"), [(SPEC, OTHER), (SPEC, VALUES), (VALUES, OTHER)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(SPEC, OTHER), (SPEC, VALUES), pytest.param(VALUES, OTHER, marks=pytest.mark.slow)]
+)
 def test_every_fifth_instant_of_an_overwriting_job(folder: Path, old: StoreSpec, new: StoreSpec) -> None:
     make_store(folder / "whole", new)
     whole = contents(folder / "whole")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from rasters import write
@@ -69,20 +70,30 @@ WORDS = (
 )
 
 
-def train(processes: int, manifest: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command, by torchrun where several processes are asked for."""
-    together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(together if processes > 1 else ()), "-m", "tilepipe", "train", manifest, folder]
-    words = [*map(str, command), *WORDS, *words]
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
+def together(manifest: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command in two processes, by torchrun."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tilepipe",
+    ]
+    command = [*launcher, "train", str(manifest), str(folder), *WORDS, *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(manifest: Path, tmp_path: Path) -> None:
     """Sums are made in another order, and running statistics of batch normalisation are averaged: floats differ."""
-    done = {n: train(n, manifest, tmp_path / f"run{n}", "--steps", "6", "--json") for n in (1, 2)}
-    for result in done.values():
-        assert result.returncode == 0, result.stderr
-    told = {n: json.loads(result.stdout) for n, result in done.items()}
+    words = ("--steps", "6", "--json")
+    both = together(manifest, tmp_path / "run2", *words)
+    assert both.returncode == 0, both.stderr
+    alone = run("train", manifest, tmp_path / "run1", *WORDS, *words)
+    told = {1: json.loads(alone.stdout), 2: json.loads(both.stdout)}
     assert told[1].keys() == told[2].keys()
     assert told[2]["steps"] == 6
     one, two = (safetensors.torch.load_file(tmp_path / f"run{n}" / "model.safetensors") for n in (1, 2))
@@ -96,11 +107,12 @@ def test_two_processes_train_as_one_does(manifest: Path, tmp_path: Path) -> None
         with open(tmp_path / f"run{n}" / "curves.csv", newline="") as file:
             losses[n] = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
-    goes_on = train(1, manifest, tmp_path / "run2", "--steps", "6", "--json")
+    goes_on = run("train", manifest, tmp_path / "run2", *WORDS, *words)
     assert json.loads(goes_on.stdout)["resumed_from"] == 6, "by any number of processes"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_by_the_first_process(manifest: Path, tmp_path: Path) -> None:
-    refused = train(2, manifest, tmp_path / "run", "--crop", "33")
+    refused = together(manifest, tmp_path / "run", "--crop", "33")
     assert refused.returncode != 0
     assert refused.stderr.count("tilepipe: a crop of 33 rows is no legal size") == 1
