@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.predict.blend import WINDOWS, Strip, accumulate, finish, window_weights
 from tilepipe.predict.scores import (
+    FUSED,
     Array,
     Patch,
+    exp_negative,
     label_dtype,
     label_last,
     label_nodata,
@@ -29,6 +32,25 @@ from tilepipe.predict.scores import (
 )
 
 UINT8 = (254.0, 0.5)
+
+
+@pytest.mark.parametrize("liberty", [set(), FUSED])
+def test_exponential_is_within_two_units_in_the_last_place(liberty: set[str]) -> None:
+    @njit(fastmath=liberty)  # type: ignore[untyped-decorator]
+    def exponentials(x: Array, out: Array) -> None:
+        for i in range(x.size):
+            out[i] = exp_negative(x[i])
+
+    x = np.linspace(-95, 0, 300_001).astype(np.float32)
+    found = np.empty_like(x)
+    exponentials(x, found)
+    expected = np.exp(np.maximum(x, np.float32(-87)).astype(np.float64))
+    assert found[-1] == 1
+    assert (np.abs(found - expected) <= 2 * np.spacing(expected.astype(np.float32))).all()
+    # Quiet and signalling, of both signs, with something in the bits that tell them apart.
+    nans = np.array([0x7FC00000, 0xFFC00000, 0x7FC00001, 0xFFC001FF, 0x7F800001], np.uint32).view(np.float32)
+    exponentials(nans, found)
+    assert np.isnan(found[: nans.size]).all()
 
 
 def softmax(scores: Array) -> Array:

@@ -73,7 +73,7 @@ def softmax_in_place(scores: Array) -> Array:
 def _softmax_single(scores: Array) -> None:
     classes, height, width = scores.shape
     segment = segment_of(scores, classes)
-    _, powers, _, _, sums, _ = segment
+    _, powers, _, sums, _ = segment
     for y in range(height):
         for start in range(0, width, SEGMENT):
             n = min(SEGMENT, width - start)

@@ -105,7 +105,7 @@ def accumulate(scores: Array, last: bool, patch: Patch, valid: Array | None, wei
     """
     classes = strip.sums.shape[0]
     segment = segment_of(scores, classes)
-    raw, powers, _, _, sums, label = segment
+    _, powers, _, sums, label = segment
     undefined = 0
     for y in range(patch.height):
         top, row = patch.to_row + y, patch.row + y
@@ -113,23 +113,50 @@ def accumulate(scores: Array, last: bool, patch: Patch, valid: Array | None, wei
             n = min(SEGMENT, patch.width - start)
             left, col = patch.to_col + start, patch.col + start
             if softmax(scores, last, (row, col), n, segment):
-                undefined += count_undefined(raw, n, valid, (top, left))
+                undefined += count_undefined(sums, n, valid, (top, left))
             weight, total = weights[row, col : col + n], strip.weights[top, left : left + n]
             for x in range(n):
-                total[x] += weight[x]
-            for x in range(n):
-                sums[x] = weight[x] / sums[x]
+                w = weight[x]
+                total[x] += w
+                sums[x] = w / sums[x]
             for c in range(classes):
                 power, out = powers[c], strip.sums[c, top, left : left + n]
                 for x in range(n):
                     out[x] += power[x] * sums[x]
-            first, seen = strip.first[top, left : left + n], strip.seen[top, left : left + n]
-            for x in range(n):
-                again = seen[x] > 0
-                differs = seen[x] == 3 or (again and first[x] != label[x])
-                first[x] = first[x] if again else label[x]
-                seen[x] = 1 + again + differs
+            _see(strip.first[top, left : left + n], strip.seen[top, left : left + n], label)
     return undefined
+
+
+@njit(nogil=True, cache=True)
+def _see(first: Array, seen: Array, label: Array) -> None:
+    """Note one more tile's labels of some pixels in a strip's `first` and `seen`."""
+    for x in range(first.size):
+        given, before, old = np.uint16(label[x]), seen[x], first[x]
+        new = before == 0
+        now = given if new else old
+        more = np.uint8(1) if new else np.uint8(2)
+        differs = (given != now) | (before == 3)
+        seen[x] = np.uint8(3) if differs else more
+        first[x] = now
+
+
+@njit(nogil=True, cache=True)
+def _count(seen: Array, valid: Array | None) -> tuple[int, int, int]:
+    """Of the valid pixels those that several tiles saw, that got different labels, and that no tile saw."""
+    several = np.int32(0)
+    differ = np.int32(0)
+    none = np.int32(0)
+    if valid is None:
+        for x in range(seen.size):
+            several += np.int32(seen[x] >= 2)
+            differ += np.int32(seen[x] == 3)
+            none += np.int32(seen[x] == 0)
+    else:
+        for x in range(seen.size):
+            several += np.int32(valid[x] & (seen[x] >= 2))
+            differ += np.int32(valid[x] & (seen[x] == 3))
+            none += np.int32(valid[x] & (seen[x] == 0))
+    return int(several), int(differ), int(none)
 
 
 @njit(nogil=True, cache=True)
@@ -158,15 +185,14 @@ def finish(
         for c in range(1, classes):
             line, base = strip.sums[c, y], np.int32(c)
             for x in range(width):
-                label[x] = base if line[x] > best[x] else label[x]
-                best[x] = line[x] if line[x] > best[x] else best[x]
+                v, most = line[x], best[x]
+                better = v > most
+                label[x] = base if better else label[x]
+                best[x] = v if better else most
         labels[top, :width] = label
-        weights, seen = strip.weights[y], strip.seen[y]
-        for x in range(width):
-            if valid is None or valid[top, x]:
-                overlapped += seen[x] >= 2
-                disagreed += seen[x] == 3
-                missed += seen[x] == 0
+        several, differ, none = _count(strip.seen[y], None if valid is None else valid[top])
+        overlapped, disagreed, missed = overlapped + several, disagreed + differ, missed + none
+        weights = strip.weights[y]
         if confidence is not None:
             for x in range(width):
                 share = best[x] / weights[x] if weights[x] > 0 else np.float32(0)

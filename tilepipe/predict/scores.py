@@ -34,8 +34,8 @@ Array = NDArray[Any]
 CONFIDENCE_STEPS = 254
 """A probability p is stored as round(p * 254) in uint8; 255 stays free for nodata."""
 
-SEGMENT = 128
-"""Pixels handled together: classes x 128 scores fit the first-level cache."""
+SEGMENT = 256
+"""Pixels handled together: few enough that classes x 256 scores stay in the nearest caches."""
 
 
 def label_dtype(classes: int) -> np.dtype[Any]:
@@ -222,24 +222,38 @@ def label_last(scores: Array, patch: Patch, valid: Array | None, labels: Array) 
 # --- probabilities --------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True, inline="always")
-def exp_negative(x: Any) -> Any:
-    """e**x for x <= 0 in float32, within 2 units in the last place; below -87 as at -87.
+FUSED = {"contract"}
+"""The one liberty that the compiler has: a product and the sum that follows are rounded once."""
 
-    Cody and Waite's reduction and Cephes' expf polynomial: plain arithmetic, so that the compiler vectorises it and
-    every lane rounds alike.
+_LOG2E = np.float32(1.44269504)
+_LN2, _LN2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
+"""ln 2, in two parts of which the first has so few bits that its products with small integers are exact."""
+_ROUND = np.float32(1.5 * 2**23)
+"""Added and taken away again, it leaves the nearest integer; its sum's bits end with that integer's."""
+_C2, _C3, _C4 = np.float32(0.49999994), np.float32(0.166665211), np.float32(0.041668389)
+_C5, _C6 = np.float32(0.00836871006), np.float32(0.00138146128)
+"""e**r = 1 + r + _C2 r**2 + ... within 1e-8 for |r| <= ln(2) / 2: fitted for the least relative error."""
+
+
+@njit(nogil=True, cache=True, inline="always", fastmath=FUSED)
+def exp_negative(x: Any) -> Any:
+    """e**x for x <= 0 in float32, within 2 units in the last place; below -87 as at -87; NaN of NaN.
+
+    Cody and Waite's reduction, then a polynomial: plain arithmetic, which the compiler vectorises. Where FUSED, loops
+    that must round alike in every lane take a constant number of steps, a multiple of 32, so that none is left over.
     """
-    x = max(x, np.float32(-87.0))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    shifted = x * _LOG2E + _ROUND
+    n = shifted - _ROUND
+    r = x - n * _LN2 - n * _LN2_REST
+    p = _C6
+    p = p * r + _C5
+    p = p * r + _C4
+    p = p * r + _C3
+    p = p * r + _C2
+    p = p * r * r + r + np.float32(1)
+    exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23)) + np.int32(0x3F800000)
+    return p * np.int32(exponent).view(np.float32)
 
 
 class Segment(NamedTuple):
@@ -251,76 +265,73 @@ class Segment(NamedTuple):
     """Exponentials of the scores less the best one, (classes, SEGMENT) float32."""
     best: Array
     """Best score."""
-    total: Array
-    """The scores' sum; it is not finite where a score is not."""
     sums: Array
-    """The exponentials' sum, float32."""
+    """The exponentials' sum, float32; NaN for an undefined pixel."""
     labels: Array
     """Best class, int32."""
 
 
 @njit(nogil=True, cache=True)
 def segment_of(scores: Array, classes: int) -> Segment:
-    """An unfilled segment for scores of this type."""
+    """A segment for scores of this type; what has not been filled is 0."""
     # Arrays of their own, not rows of one: the compiler vectorises only what it can tell apart.
     return Segment(
-        np.empty((classes, SEGMENT), scores.dtype),
-        np.empty((classes, SEGMENT), np.float32),
-        np.empty(SEGMENT, scores.dtype),
-        np.empty(SEGMENT, scores.dtype),
-        np.empty(SEGMENT, np.float32),
-        np.empty(SEGMENT, np.int32),
+        np.zeros((classes, SEGMENT), scores.dtype),
+        np.zeros((classes, SEGMENT), np.float32),
+        np.zeros(SEGMENT, scores.dtype),
+        np.zeros(SEGMENT, np.float32),
+        np.zeros(SEGMENT, np.int32),
     )
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath=FUSED)
 def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Segment) -> int:
-    """Fill `segment` for the n pixels of a tile's row from `at` (row, column) on; the number of suspect ones.
+    """Fill `segment` for the n pixels of a tile's row from `at` (row, column) on; how many of them are undefined.
 
-    A suspect pixel is undefined, or its scores' sum is infinite. last: whether scores are (h, w, classes).
+    last: whether scores are (h, w, classes). What lies behind the n pixels is computed, too, from what was there.
     """
-    raw, powers, best, total, sums, labels = segment
+    raw, powers, best, sums, labels = segment
     (row, col), classes = at, raw.shape[0]
     if last:
-        for x in range(n):
-            for c in range(classes):
-                raw[c, x] = scores[row, col + x, c]
+        for c in range(classes):
+            line, strided = raw[c], scores[row, col : col + n, c]
+            for x in range(n):
+                line[x] = strided[x]
     else:
         for c in range(classes):
             line, source = raw[c], scores[c, row, col : col + n]
             for x in range(n):
                 line[x] = source[x]
-    for x in range(n):
+    for x in range(SEGMENT):
         best[x] = raw[0, x]
-        total[x] = raw[0, x]
         labels[x] = 0
         sums[x] = 0
     for c in range(1, classes):
         line, base = raw[c], np.int32(c)
-        for x in range(n):
-            v = line[x]
-            labels[x] = base if v > best[x] else labels[x]
-            best[x] = v if v > best[x] else best[x]
-            total[x] += v
+        for x in range(SEGMENT):
+            v, most = line[x], best[x]
+            better = v > most  # held apart: the compiler makes a jump of two choices that compare anew
+            labels[x] = base if better else labels[x]
+            best[x] = v if better else most
     for c in range(classes):
         line, power = raw[c], powers[c]
-        for x in range(n):
+        for x in range(SEGMENT):
             e = exp_negative(np.float32(line[x] - best[x]))
             power[x] = e
             sums[x] += e
-    suspect = np.int32(0)
+    undefined = np.int32(0)
     for x in range(n):
-        suspect += np.int32(total[x] - total[x] != 0)
-    return int(suspect)
+        undefined += np.int32(sums[x] != sums[x])
+    return int(undefined)
 
 
 @njit(nogil=True, cache=True)
-def count_undefined(raw: Array, n: int, valid: Array | None, at: tuple[int, int]) -> int:
+def count_undefined(sums: Array, n: int, valid: Array | None, at: tuple[int, int]) -> int:
     """The number of undefined pixels of a segment that are valid; `at`: its place (row, column) in `valid`."""
     count = 0
     for x in range(n):
         seen = valid is None or valid[at[0], at[1] + x]
-        count += seen and _undefined(raw[:, x])
+        count += seen and sums[x] != sums[x]
     return count
 
 
@@ -343,7 +354,7 @@ def score_maps(
     classes = scores.shape[2] if last else scores.shape[0]
     factor, offset = np.float32(scale[0]), np.float32(scale[1])
     segment = segment_of(scores, classes)
-    raw, powers, _, _, sums, label = segment
+    _, powers, _, sums, label = segment
     undefined = 0
     for y in range(patch.height):
         top, row = patch.to_row + y, patch.row + y
@@ -351,7 +362,7 @@ def score_maps(
             n = min(SEGMENT, patch.width - start)
             left = patch.to_col + start
             if softmax(scores, last, (row, patch.col + start), n, segment):
-                undefined += count_undefined(raw, n, valid, (top, left))
+                undefined += count_undefined(sums, n, valid, (top, left))
             out = labels[top, left : left + n]
             for x in range(n):
                 out[x] = label[x]
