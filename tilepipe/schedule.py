@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -223,9 +224,11 @@ def map_bounded(
     try:
         while True:
             if not how.stop.asked:
-                for item in islice(waiting, how.in_flight - len(pending)):
-                    future = client.submit(_call, name, function, item, pure=False, retries=how.retries)
-                    pending.add(future)
+                # Together where several are due: each submission costs the scheduler as much as an item.
+                due = list(islice(waiting, how.in_flight - len(pending)))
+                futures = client.map(partial(_call, name, function), due, pure=False, retries=how.retries)
+                pending.update(futures)
+                for future in futures:
                     future.add_done_callback(finished.put)
             elif deadline == float("inf"):
                 deadline = time.monotonic() + how.grace
@@ -233,19 +236,22 @@ def map_bounded(
                 return
             try:
                 # A short wait, so that a signal's request is seen soon.
-                future = finished.get(timeout=0.2)
+                done = [finished.get(timeout=0.2)]
             except queue.Empty:
                 continue
-            pending.discard(future)
-            yield _result(future)
+            while not finished.empty():
+                done.append(finished.get())
+            pending.difference_update(done)
+            yield from _results(client, done)
     finally:
         if pending:
             client.cancel(list(pending), force=True)
 
 
-def _result(future: Future) -> Any:
+def _results(client: Client, futures: list[Future]) -> Any:
+    """What finished items gave, fetched at once."""
     try:
-        return future.result()
+        return client.gather(futures)
     except TilepipeError:
         raise
     except KilledWorker as error:
