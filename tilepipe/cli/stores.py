@@ -1,4 +1,4 @@
-"""`status`, `export` and `ingest`: what becomes of an output, and an input made ready."""
+"""`status`, `export`, `overviews` and `ingest`: what becomes of an output, and an input made ready."""
 
 from __future__ import annotations
 
@@ -78,6 +78,25 @@ def export(
     path = export_geotiff(store, file, options)
     size = path.stat().st_size
     print(json.dumps({"file": str(path), "bytes": size}) if talk.json else f"{path}: {show.size(size)}")
+
+
+@spread
+def overviews(store: StorePath, talk: LongTalk, overwrite: Overwrite = False) -> None:
+    """Add coarser maps to an output, for viewers.
+
+    Labels by majority of all pixels, confidence and values by mean, at 2, 4, 8 ... times the pixels' side. `segment`
+    and `predict` do this at their end; those that are there stay, unless --overwrite.
+    """
+    from tilepipe.overviews import make_overviews
+    from tilepipe.schedule import stop_on_signals
+
+    started = time.perf_counter()
+    with teller(talk.quiet, talk.log_json, Work("overviews", "parts")) as tell, stop_on_signals() as stop:
+        factors = make_overviews(store, overwrite, progress=tell, stop=stop)
+    seconds = time.perf_counter() - started
+    found = {"store": store, "overviews": factors, "seconds": seconds}
+    told = ", ".join(f"{factor}x" for factor in factors) or "none, since the map is small"
+    print(json.dumps(found) if talk.json else f"{store}: overviews {told}, in {show.duration(seconds)}")
 
 
 @spread
