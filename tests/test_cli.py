@@ -57,7 +57,8 @@ def test_segment_has_the_promised_options() -> None:
     flags = {flag for parameter in COMMANDS["segment"].params for flag in parameter.opts}
     promised = """--model --stitch --tile --overlap --window --block --bands --nodata --region --mask --resample
         --confidence --probabilities --precision --device --memory --device-memory --workers --threads --gpus
-        --scheduler --stage --no-shards --no-overviews --overwrite --dry-run --config --quiet -q --verbose -v --json --log-json"""
+        --scheduler --stage --no-shards --no-overviews --overwrite --dry-run --config --quiet -q --verbose -v --json
+        --log-json"""
     assert set(promised.split()) <= flags
 
 

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rioxarray  # noqa: F401 - gives xarray its .rio
-import xarray as xr
 import zarr
 from pyramids import mean, most_frequent
-from rasterio.crs import CRS
-from stores import TRANSFORM, contents, make_spec, make_store, value_spec
+from stores import make_spec, make_store, value_spec
 
 from tilepipe.store.output import create_or_resume, open_store
 from tilepipe.store.overviews import write_overviews

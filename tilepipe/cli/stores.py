@@ -35,7 +35,12 @@ ArrayName = Annotated[
     ),
 ]
 Compress = Annotated[str, typer.Option("--compress", metavar="deflate|zstd|lzw|none", help="How to compress it.")]
-Cog = Annotated[bool, typer.Option("--cog", help="A Cloud Optimized GeoTIFF, with overviews.")]
+Cog = Annotated[
+    bool,
+    typer.Option(
+        "--cog/--no-cog", help="A Cloud Optimized GeoTIFF with overviews, which takes the space twice meanwhile."
+    ),
+]
 Partial = Annotated[bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")]
 
 NoData = Annotated[
@@ -63,7 +68,7 @@ def export(
     talk: Talk,
     array: ArrayName = None,
     compress: Compress = "deflate",
-    cog: Cog = False,
+    cog: Cog = True,
     partial: Partial = False,
     overwrite: Overwrite = False,
 ) -> None:

@@ -91,7 +91,9 @@ class Pyramid:
         return tuple(array for array in self.spec.arrays() if array.name in REDUCED)
 
     def level(self, level: int) -> StoreSpec:
-        """A level's grid, as if it were a map of its own: its blocks are its shards."""
+        """A level's grid, as if it were a map of its own: its blocks are its shards. The map's own at level 0."""
+        if level == 0:
+            return self.spec
         factor, spec = 1 << level, self.spec
         transform, gcps = spec.transform, spec.gcps
         if transform is not None:
