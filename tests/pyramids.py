@@ -1,4 +1,4 @@
-"""Overviews by brute force, for the tests."""
+"""Overviews for the tests: small ones, and by brute force."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tilepipe.store.output import create_or_resume, open_store
+from tilepipe.store.overviews import write_overviews
+from tilepipe.store.pyramid import Pyramid
+
+LEVELS = {"smallest": 4, "square": 32, "chunk": 8}
+"""Levels of a small map: of 50 x 70 five, two in shards of a square's size, three of joined ones."""
+
+
+def add(path: Any, **how: int) -> Pyramid:
+    """The overviews that a store now has: LEVELS, with changes."""
+    spec = open_store(path).spec
+    pyramid = Pyramid.of(spec, **{**LEVELS, **how})
+    with create_or_resume(path, spec) as store:
+        write_overviews(store, pyramid)
+    return pyramid
 
 
 def cells(values: NDArray[Any], factor: int) -> list[list[NDArray[Any]]]:
