@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 from pyramids import LEVELS, add, mean, most_frequent
-from stores import STATE, Maps, contents, make_spec, make_store, memory_folder, value_spec
+from stores import STATE, Maps, contents, make_spec, make_store, value_spec
 
 from tilepipe.errors import ReadError, StoppedError, StoreBusyError, StoreError
 from tilepipe.overviews import make_overviews
@@ -21,14 +19,6 @@ from tilepipe.store.output import create_or_resume, open_store
 from tilepipe.store.overviews import write_overviews
 from tilepipe.store.pyramid import Pyramid
 from tilepipe.store.spec import LabelClass, StoreSpec
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory, where flushing the many small files costs nothing."""
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as found:
-        yield Path(found)
-
 
 FULL = make_spec(confidence=True, probabilities="uint8")
 MANY = make_spec(classes=[LabelClass(f"c{n}", (n % 256, 0, 0)) for n in range(300)])
@@ -46,11 +36,11 @@ MANY = make_spec(classes=[LabelClass(f"c{n}", (n % 256, 0, 0)) for n in range(30
         (value_spec(values="float16", shards=False), 5),
     ],
 )
-def test_each_level_is_what_all_pixels_say(tmp_path: Path, spec: StoreSpec, levels: int) -> None:
-    whole = make_store(tmp_path / "o.zarr", spec)
-    pyramid = add(tmp_path / "o.zarr")
+def test_each_level_is_what_all_pixels_say(memory_path: Path, spec: StoreSpec, levels: int) -> None:
+    whole = make_store(memory_path / "o.zarr", spec)
+    pyramid = add(memory_path / "o.zarr")
     assert pyramid.levels == levels
-    group = zarr.open_group(tmp_path / "o.zarr", mode="r")
+    group = zarr.open_group(memory_path / "o.zarr", mode="r")
     reduced = {"labels", "confidence", "values"} & whole.keys()
     for factor in (1 << level for level in range(1, levels + 1)):
         found = group[f"ovr_{factor}x"]
@@ -76,28 +66,28 @@ def test_levels_end_where_the_map_fits_a_picture() -> None:
 
 @pytest.mark.parametrize("spec", [FULL, make_spec(shards=False), value_spec()])
 def test_cut_and_threads_do_not_change_the_pixels(
-    tmp_path: Path, spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
+    memory_path: Path, spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def levels(path: Path) -> dict[str, Any]:
         group = zarr.open_group(path, mode="r")
         return {f"{n}/{a}": group[f"{n}/{a}"][...] for n in group.group_keys() for a in group[n].array_keys()}
 
-    make_store(tmp_path / "a.zarr", spec)
+    make_store(memory_path / "a.zarr", spec)
     for name, how in {"b": {"square": 64, "chunk": 32}, "c": {"square": 128, "chunk": 4}, "d": {}}.items():
-        shutil.copytree(tmp_path / "a.zarr", tmp_path / f"{name}.zarr")
-        add(tmp_path / f"{name}.zarr", **how)
-    add(tmp_path / "a.zarr")
-    wanted = levels(tmp_path / "a.zarr")
+        shutil.copytree(memory_path / "a.zarr", memory_path / f"{name}.zarr")
+        add(memory_path / f"{name}.zarr", **how)
+    add(memory_path / "a.zarr")
+    wanted = levels(memory_path / "a.zarr")
     for name in ("b", "c"):
-        found = levels(tmp_path / f"{name}.zarr")
+        found = levels(memory_path / f"{name}.zarr")
         assert found.keys() == wanted.keys()
         for key, values in wanted.items():
             np.testing.assert_array_equal(found[key], values, key)
-    assert contents(tmp_path / "d.zarr") == contents(tmp_path / "a.zarr")
+    assert contents(memory_path / "d.zarr") == contents(memory_path / "a.zarr")
 
 
-def test_overviews_that_are_there_stay_until_the_map_changes(tmp_path: Path) -> None:
-    path, spec = tmp_path / "o.zarr", make_spec()
+def test_overviews_that_are_there_stay_until_the_map_changes(memory_path: Path) -> None:
+    path, spec = memory_path / "o.zarr", make_spec()
     whole = make_store(path, spec)
     add(path)
     before, made = contents(path), os.stat(path / "ovr_2x" / "labels" / "c" / "0" / "0").st_mtime_ns
@@ -117,10 +107,10 @@ def test_overviews_that_are_there_stay_until_the_map_changes(tmp_path: Path) -> 
     np.testing.assert_array_equal(found, most_frequent(whole["labels"], 8, 255))
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    make_store(tmp_path / "calm.zarr", FULL)
-    shutil.copytree(tmp_path / "calm.zarr", tmp_path / "o.zarr")
-    add(tmp_path / "calm.zarr")
+def test_an_interrupted_run_goes_on_where_it_was(memory_path: Path) -> None:
+    make_store(memory_path / "calm.zarr", FULL)
+    shutil.copytree(memory_path / "calm.zarr", memory_path / "o.zarr")
+    add(memory_path / "calm.zarr")
     pyramid = Pyramid.of(FULL, **LEVELS)
     said: list[tuple[int, int, int]] = []
 
@@ -129,14 +119,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         if done == 3:
             raise StoppedError("enough", 75)
 
-    with create_or_resume(tmp_path / "o.zarr", FULL) as store:
+    with create_or_resume(memory_path / "o.zarr", FULL) as store:
         with pytest.raises(StoppedError):
             write_overviews(store, pyramid, progress=stop)
         # Nothing of what is not whole can be found.
-        tree = zarr.open_group(tmp_path / "o.zarr", mode="r")
+        tree = zarr.open_group(memory_path / "o.zarr", mode="r")
         assert [level["asset"] for level in tree.attrs["multiscales"]["layout"]] == ["labels"]
-        assert list((tmp_path / "o.zarr").glob("ovr_2x/labels/c/*/*"))
-        assert not list((tmp_path / "o.zarr").glob("ovr_*/*/zarr.json"))
+        assert list((memory_path / "o.zarr").glob("ovr_2x/labels/c/*/*"))
+        assert not list((memory_path / "o.zarr").glob("ovr_*/*/zarr.json"))
         write_overviews(store, pyramid, progress=lambda *state: said.append(state))
     assert said[0] == (0, 6, 0)
     again = said[4:]
@@ -144,58 +134,58 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again[0][2] == 0
     assert again[-1][:2] == (6, 6)
     assert again[-1][2] < 50 * 70
-    assert contents(tmp_path / "o.zarr") == contents(tmp_path / "calm.zarr")
+    assert contents(memory_path / "o.zarr") == contents(memory_path / "calm.zarr")
 
 
-def test_an_unfinished_map_has_none(tmp_path: Path) -> None:
-    make_store(tmp_path / "o.zarr")
-    (tmp_path / "o.zarr" / STATE / "1" / "0.json").unlink()
-    before = contents(tmp_path / "o.zarr")
+def test_an_unfinished_map_has_none(memory_path: Path) -> None:
+    make_store(memory_path / "o.zarr")
+    (memory_path / "o.zarr" / STATE / "1" / "0.json").unlink()
+    before = contents(memory_path / "o.zarr")
     with pytest.raises(StoreError, match="5 of 6 blocks"):
-        make_overviews(tmp_path / "o.zarr")
-    assert contents(tmp_path / "o.zarr") == before
+        make_overviews(memory_path / "o.zarr")
+    assert contents(memory_path / "o.zarr") == before
     with pytest.raises(StoreError, match="not a tilepipe store"):
-        make_overviews(tmp_path / "nothing.zarr")
+        make_overviews(memory_path / "nothing.zarr")
 
 
-def test_one_process_at_a_time_and_only_its_owner(tmp_path: Path) -> None:
-    make_store(tmp_path / "o.zarr")
-    with create_or_resume(tmp_path / "o.zarr", make_spec()), pytest.raises(StoreBusyError, match="being written"):
-        make_overviews(tmp_path / "o.zarr")
+def test_one_process_at_a_time_and_only_its_owner(memory_path: Path) -> None:
+    make_store(memory_path / "o.zarr")
+    with create_or_resume(memory_path / "o.zarr", make_spec()), pytest.raises(StoreBusyError, match="being written"):
+        make_overviews(memory_path / "o.zarr")
     with pytest.raises(StoreError, match="opened for reading"):
-        write_overviews(open_store(tmp_path / "o.zarr"), Pyramid.of(make_spec(), **LEVELS))
-    assert not list((tmp_path / "o.zarr").glob("ovr_*"))
+        write_overviews(open_store(memory_path / "o.zarr"), Pyramid.of(make_spec(), **LEVELS))
+    assert not list((memory_path / "o.zarr").glob("ovr_*"))
 
 
-def test_a_damaged_map_is_told_in_one_line(tmp_path: Path) -> None:
-    make_store(tmp_path / "o.zarr")
-    shard = tmp_path / "o.zarr" / "labels" / "c" / "0" / "0"
+def test_a_damaged_map_is_told_in_one_line(memory_path: Path) -> None:
+    make_store(memory_path / "o.zarr")
+    shard = memory_path / "o.zarr" / "labels" / "c" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:-40])
     with pytest.raises(ReadError, match="labels cannot be read at rows 0:32") as caught:
-        add(tmp_path / "o.zarr")
+        add(memory_path / "o.zarr")
     assert "\n" not in str(caught.value)
 
 
-def test_a_request_to_stop_is_heard(tmp_path: Path) -> None:
-    make_store(tmp_path / "o.zarr", make_spec(shape=(600, 700), shard=(512, 512), chunk=(256, 256)))
+def test_a_request_to_stop_is_heard(memory_path: Path) -> None:
+    make_store(memory_path / "o.zarr", make_spec(shape=(600, 700), shard=(512, 512), chunk=(256, 256)))
     with pytest.raises(StoppedError, match="0 of 1 parts") as caught:
-        make_overviews(tmp_path / "o.zarr", stop=Stop(asked=True))
+        make_overviews(memory_path / "o.zarr", stop=Stop(asked=True))
     assert caught.value.exit_code == 75
     seen: list[Any] = []
-    assert make_overviews(tmp_path / "o.zarr", progress=seen.append) == [2]
+    assert make_overviews(memory_path / "o.zarr", progress=seen.append) == [2]
     assert (seen[-1].done, seen[-1].total, seen[-1].pixels, seen[-1].work) == (1, 1, 420_000, "overviews")
 
 
-def test_overviews_on_an_object_store(tmp_path: Path) -> None:
-    url = f"memory://{tmp_path.name}/o.zarr"
+def test_overviews_on_an_object_store(memory_path: Path) -> None:
+    url = f"memory://{memory_path.name}/o.zarr"
     whole = make_store(url, FULL)  # type: ignore[arg-type]
     add(url)
     found = zarr.open_group(url, mode="r")["ovr_4x/labels"][:]
     np.testing.assert_array_equal(found, most_frequent(whole["labels"], 4, 255))
 
 
-def test_the_store_is_what_it_was_for_all_else(tmp_path: Path) -> None:
-    path = tmp_path / "o.zarr"
+def test_the_store_is_what_it_was_for_all_else(memory_path: Path) -> None:
+    path = memory_path / "o.zarr"
     whole = make_store(path, FULL)
     before = open_store(path).status()
     add(path)
@@ -207,15 +197,15 @@ def test_the_store_is_what_it_was_for_all_else(tmp_path: Path) -> None:
         store.array("ovr_2x/labels")
     with create_or_resume(path, FULL) as again:
         assert len(again.done()) == 6
-    bare = tmp_path / "bare.zarr"
+    bare = memory_path / "bare.zarr"
     make_store(bare)
     add(bare)
     assert open_raster(bare).info.name == open_raster(bare / "labels").info.name == str(bare / "labels")
 
 
 @pytest.mark.parametrize("new", [make_spec(), value_spec(), make_spec(shape=(20, 20))])
-def test_overwriting_removes_them(tmp_path: Path, new: StoreSpec) -> None:
-    path = tmp_path / "o.zarr"
+def test_overwriting_removes_them(memory_path: Path, new: StoreSpec) -> None:
+    path = memory_path / "o.zarr"
     make_store(path)
     add(path)
     with create_or_resume(path, new, overwrite=True):
@@ -223,8 +213,8 @@ def test_overwriting_removes_them(tmp_path: Path, new: StoreSpec) -> None:
         assert not (path / STATE / "overviews").exists()
 
 
-def test_they_are_made_anew_on_request(tmp_path: Path) -> None:
-    path = tmp_path / "o.zarr"
+def test_they_are_made_anew_on_request(memory_path: Path) -> None:
+    path = memory_path / "o.zarr"
     make_store(path, make_spec(shape=(600, 700), shard=(512, 512), chunk=(256, 256)))
     make_overviews(path)
     before = contents(path)
