@@ -24,30 +24,27 @@ def add(path: Any, **how: int) -> Pyramid:
     return pyramid
 
 
-def cells(values: NDArray[Any], factor: int) -> list[list[NDArray[Any]]]:
-    """The pixels of each cell of `factor` x `factor`, those at the ends cut short."""
-    rows, cols = (range(0, side, factor) for side in values.shape)
-    return [[values[r : r + factor, c : c + factor].ravel() for c in cols] for r in rows]
+def cell_sums(values: NDArray[Any], factor: int) -> NDArray[Any]:
+    """The sum over each cell of `factor` x `factor`, those at the ends cut short."""
+    rows, cols = (np.arange(0, side, factor) for side in values.shape)
+    return np.add.reduceat(np.add.reduceat(values, rows, axis=0), cols, axis=1)
 
 
 def most_frequent(labels: NDArray[Any], factor: int, nodata: int) -> NDArray[Any]:
     """Each cell's most frequent label, the lowest of several; nodata where it has no other."""
-
-    def of(cell: NDArray[Any]) -> int:
-        found, counts = np.unique(cell[cell != nodata], return_counts=True)
-        return int(found[counts.argmax()]) if found.size else nodata
-
-    return np.array([[of(cell) for cell in row] for row in cells(labels, factor)], labels.dtype)
+    present = np.setdiff1d(labels, [nodata])
+    if not present.size:
+        return np.full_like(cell_sums(labels, factor), nodata, labels.dtype)
+    counts = np.stack([cell_sums((labels == label).astype(np.int64), factor) for label in present])
+    return np.where(counts.max(axis=0) > 0, present[counts.argmax(axis=0)], nodata).astype(labels.dtype)
 
 
 def mean(values: NDArray[Any], factor: int, fill: float) -> NDArray[Any]:
     """Each cell's mean over the pixels that do not hold `fill` or NaN, rounded halves up where they are integers."""
-
-    def of(cell: NDArray[Any]) -> float:
-        cell = cell[(cell != fill) & ~np.isnan(cell)].astype(np.float64)
-        return cell.mean() if cell.size else fill
-
-    means = np.array([[of(cell) for cell in row] for row in cells(values, factor)])
+    counted = (values != fill) & ~np.isnan(values)
+    counts = cell_sums(counted.astype(np.int64), factor)
+    sums = cell_sums(np.where(counted, values, 0).astype(np.float64), factor)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), fill)
     if values.dtype.kind == "u":
         means = np.floor(means + 0.5)
     return means.astype(values.dtype)
