@@ -99,6 +99,7 @@ class Terminal:
         self._bar.update(
             self._task,
             description=state.work or self._work.verb,
+            unit="parts" if state.work else self._work.unit,
             completed=state.done,
             total=state.total,
             speed=f"{rate(state):.2f} Mpx/s" if state.pixels else "",

@@ -72,7 +72,7 @@ def export(
     partial: Partial = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an output as GeoTIFF.
+    """Write an output as a Cloud Optimized GeoTIFF.
 
     A label map with the classes' names and colours; a network's own output as float32, a band for each channel.
     """

@@ -24,17 +24,22 @@ def majority_levels(
     `labels` is (h, w); level k is (ceil(h / 2^k), ceil(w / 2^k)), with cells that are cut short at the end of an axis.
     Values of `classes` and more, `nodata` among them, are no class.
     """
+    limits = np.array((classes, nodata))
     found: list[NDArray[np.unsignedinteger]] = []
-    below, pure, counts = labels, np.ones(labels.shape, np.bool_), None
+    below, counts = labels, None
+    uniform = np.empty(_coarse(labels.shape, 2), np.bool_)
     for level in range(1, levels + 1):
         out = np.empty(_coarse(labels.shape, 1 << level), labels.dtype)
-        if classes > 1 << 2 * (level - 1):
-            uniform = _uniform(below, pure)
-            _majority(labels, below, uniform, 1 << level, np.array((classes, nodata)), out)
-            below, pure = out, uniform
+        if level == 1:
+            _majority_of_four(labels, limits, out, uniform)
+        elif classes > 1 << 2 * (level - 1):
+            uniform = _uniform(below, uniform)
+            _majority(labels, below, uniform, 1 << level, limits, out)
         else:
-            counts = _count(labels, below, pure, 1 << level, classes) if counts is None else _merge(counts)
+            counts = _count(labels, below, uniform, 1 << level, classes) if counts is None else _merge(counts)
             _most_frequent(counts, nodata, out)
+        if counts is None:
+            below = out
         found.append(out)
     return found
 
@@ -70,9 +75,42 @@ def _coarse(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
     return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
+LOW = (1 << 20) - 1
+"""Above every label; a vote is a count in the bits above it and the label, counted down, in those below."""
+
+
 @njit(nogil=True, cache=True)
-def _uniform(below, pure):  # type: ignore[no-untyped-def]
-    """Whether all pixels of a cell are of one value, as the cells of half its side, pure or not, tell."""
+def _vote(label, count, classes):  # type: ignore[no-untyped-def]
+    """The largest vote is the most frequent class's, the lowest class's of several; 0 is no class's."""
+    return (count << 20) | (LOW - label) if label < classes else 0
+
+
+@njit(nogil=True, cache=True)
+def _majority_of_four(labels, limits, out, uniform):  # type: ignore[no-untyped-def]
+    """Level 1, and which of its cells are of one value: pixels are compared, not counted."""
+    classes, nodata = limits
+    for row in range(out.shape[0]):
+        # At the end of an axis each pixel stands for two, which changes no majority.
+        top, bottom = 2 * row, min(2 * row + 1, labels.shape[0] - 1)
+        for col in range(out.shape[1]):
+            left, right = 2 * col, min(2 * col + 1, labels.shape[1] - 1)
+            a, b = np.int64(labels[top, left]), np.int64(labels[top, right])
+            c, d = np.int64(labels[bottom, left]), np.int64(labels[bottom, right])
+            ab, ac, ad = np.int64(a == b), np.int64(a == c), np.int64(a == d)
+            bc, bd, cd = np.int64(b == c), np.int64(b == d), np.int64(c == d)
+            best = max(
+                _vote(a, ab + ac + ad, classes),
+                _vote(b, ab + bc + bd, classes),
+                _vote(c, ac + bc + cd, classes),
+                _vote(d, ad + bd + cd, classes),
+            )
+            out[row, col] = LOW - (best & LOW) if best else nodata
+            uniform[row, col] = ab + ac + ad == 3
+
+
+@njit(nogil=True, cache=True)
+def _uniform(below, uniform):  # type: ignore[no-untyped-def]
+    """Whether all pixels of a cell are of one value, as the cells of half its side tell."""
     rows, cols = -(-below.shape[0] // 2), -(-below.shape[1] // 2)
     found = np.empty((rows, cols), np.bool_)
     for row in range(rows):
@@ -81,7 +119,7 @@ def _uniform(below, pure):  # type: ignore[no-untyped-def]
             left, right = 2 * col, min(2 * col + 1, below.shape[1] - 1)
             value = below[top, left]
             found[row, col] = (
-                (pure[top, left] & pure[top, right] & pure[bottom, left] & pure[bottom, right])
+                (uniform[top, left] & uniform[top, right] & uniform[bottom, left] & uniform[bottom, right])
                 & (below[top, right] == value)
                 & (below[bottom, left] == value)
                 & (below[bottom, right] == value)
@@ -93,32 +131,30 @@ def _uniform(below, pure):  # type: ignore[no-untyped-def]
 def _majority(labels, below, uniform, factor, limits, out):  # type: ignore[no-untyped-def]
     """Counts each cell on its own; most cells of a label map are uniform and need no count."""
     classes, nodata = limits
-    counts = np.zeros(classes, np.int32)
+    counts = np.zeros(classes, np.int64)
     for row in range(out.shape[0]):
         top, bottom = row * factor, min((row + 1) * factor, labels.shape[0])
         for col in range(out.shape[1]):
             if uniform[row, col]:
-                value = below[2 * row, 2 * col]
-                out[row, col] = value if value < classes else nodata
+                out[row, col] = below[2 * row, 2 * col]
                 continue
             left, right = col * factor, min((col + 1) * factor, labels.shape[1])
-            best, most = nodata, 0
+            best = 0
             for r in range(top, bottom):
                 for c in range(left, right):
-                    label = labels[r, c]
+                    label = np.int64(labels[r, c])
                     if label < classes:
                         counts[label] += 1
-                        if counts[label] > most or (counts[label] == most and label < best):
-                            best, most = label, counts[label]
+                        best = max(best, _vote(label, counts[label], classes))
             for r in range(top, bottom):
                 for c in range(left, right):
                     if labels[r, c] < classes:
                         counts[labels[r, c]] = 0
-            out[row, col] = best
+            out[row, col] = LOW - (best & LOW) if best else nodata
 
 
 @njit(nogil=True, cache=True)
-def _count(labels, below, pure, factor, classes):  # type: ignore[no-untyped-def]
+def _count(labels, below, uniform, factor, classes):  # type: ignore[no-untyped-def]
     """(rows, columns, classes): how many pixels of each class a cell has; `below` are cells of half its side."""
     rows, cols, half = -(-below.shape[0] // 2), -(-below.shape[1] // 2), factor // 2
     counts = np.zeros((rows, cols, classes), np.int32)
@@ -127,7 +163,7 @@ def _count(labels, below, pure, factor, classes):  # type: ignore[no-untyped-def
         for col in range(below.shape[1]):
             left, right = col * half, min((col + 1) * half, labels.shape[1])
             cell = counts[row // 2, col // 2]
-            if pure[row, col]:
+            if uniform[row, col]:
                 if below[row, col] < classes:
                     cell[below[row, col]] += (bottom - top) * (right - left)
                 continue
@@ -165,13 +201,18 @@ def _most_frequent(counts, nodata, out):  # type: ignore[no-untyped-def]
 def _first_sums(values, fill):  # type: ignore[no-untyped-def]
     """The sum and the number of the pixels with data in each cell of 2 x 2."""
     rows, cols = -(-values.shape[0] // 2), -(-values.shape[1] // 2)
-    sums, counts = np.zeros((rows, cols), np.float64), np.zeros((rows, cols), np.int64)
-    for row in range(values.shape[0]):
-        for col in range(values.shape[1]):
-            value = values[row, col]
-            if value != fill and not np.isnan(value):
-                sums[row // 2, col // 2] += value
-                counts[row // 2, col // 2] += 1
+    sums, counts = np.empty((rows, cols), np.float64), np.empty((rows, cols), np.int64)
+    for row in range(rows):
+        bottom = min(2 * row + 2, values.shape[0])
+        for col in range(cols):
+            right = min(2 * col + 2, values.shape[1])
+            total, count = 0.0, 0
+            for r in range(2 * row, bottom):
+                for c in range(2 * col, right):
+                    value = np.float64(values[r, c])
+                    if value != fill and not np.isnan(value):
+                        total, count = total + value, count + 1
+            sums[row, col], counts[row, col] = total, count
     return sums, counts
 
 
