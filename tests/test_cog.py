@@ -22,7 +22,7 @@ from tilepipe.overviews import make_overviews
 from tilepipe.store.pyramid import Pyramid
 from tilepipe.store.spec import LabelClass, StoreSpec
 
-LARGE: dict[str, Any] = {"shape": (1301, 2100), "shard": (1024, 1024), "chunk": (512, 512)}
+LARGE: dict[str, Any] = {"shape": (1101, 1301), "shard": (1024, 1024), "chunk": (512, 512)}
 
 
 def assert_cloud_optimized(path: Path) -> None:
@@ -45,12 +45,12 @@ def test_labels_have_overviews_by_majority(memory_path: Path, compress: Any) -> 
     assert_cloud_optimized(path)
     with rasterio.open(path) as tif:
         np.testing.assert_array_equal(tif.read(1), whole)
-        assert tif.overviews(1) == [2, 4, 8]
+        assert tif.overviews(1) == [2, 4]
         assert (tif.nodata, tif.crs, tuple(tif.transform)[:6]) == (255, CRS.from_epsg(32632), TRANSFORM)
         assert tif.colorinterp == (ColorInterp.palette,)
         assert [tif.colormap(1)[n][:3] for n in range(3)] == [c.color for c in CLASSES]
         assert tif.tags(1)["CLASS_2"] == "trees / shrubs"
-    for number in (1, 2, 3):
+    for number in (1, 2):
         np.testing.assert_array_equal(level(path, number), most_frequent(whole, 1 << number, 255))
 
 
@@ -63,14 +63,14 @@ def test_the_overviews_are_the_stores(memory_path: Path) -> None:
     group = zarr.open_group(memory_path / "o.zarr", mode="r")
     conf = export_geotiff(memory_path / "o.zarr", memory_path / "c.tif", ExportOptions(array="confidence"))
     assert_cloud_optimized(conf)
-    for number in (1, 2, 3):
+    for number in (1, 2):
         np.testing.assert_array_equal(level(path, number), group[f"ovr_{1 << number}x/labels"][:])
         np.testing.assert_array_equal(level(conf, number), group[f"ovr_{1 << number}x/confidence"][:])
 
 
 @pytest.mark.parametrize("compress", ["deflate", "none"])
 def test_values_have_overviews_by_mean(memory_path: Path, compress: Any) -> None:
-    spec = value_spec(**{**LARGE, "shape": (1301, 900)}, values="float16")
+    spec = value_spec(**{**LARGE, "shape": (1101, 600)}, values="float16")
     whole = make_store(memory_path / "o.zarr", spec)["values"].astype(np.float32)
     path = export_geotiff(memory_path / "o.zarr", memory_path / "v.tif", ExportOptions(compress=compress))
     assert_cloud_optimized(path)
@@ -90,7 +90,7 @@ def test_values_have_overviews_by_mean(memory_path: Path, compress: Any) -> None
         make_spec(**LARGE, shards=False),
         make_spec(shape=(5, 1200), shard=(64, 1024), chunk=(64, 64)),
         make_spec(
-            shape=(700, 500),
+            shape=(520, 300),
             shard=(512, 512),
             chunk=(256, 256),
             classes=[LabelClass(f"c{n}", (n % 256, 0, 0)) for n in range(300)],
@@ -136,5 +136,5 @@ def test_an_unfinished_map_has_overviews_of_what_is_done(memory_path: Path) -> N
     whole = make_store(memory_path / "o.zarr", spec)["labels"]
     (memory_path / "o.zarr" / "labels/.tilepipe/0/1.json").unlink()
     path = export_geotiff(memory_path / "o.zarr", memory_path / "m.tif", ExportOptions(allow_partial=True))
-    whole[:1024, 1024:2048] = 255
+    whole[:1024, 1024:] = 255
     np.testing.assert_array_equal(level(path, 2), most_frequent(whole, 4, 255))
