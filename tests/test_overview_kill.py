@@ -67,7 +67,7 @@ def what_is_said_to_be_there_is_there(path: Path) -> None:
         assert (found == most_frequent(whole, factor, 255)).all()
 
 
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_instant_of_making_them(memory_path: Path, step: int) -> None:
     make_store(memory_path / "bare", SPEC)
     shutil.copytree(memory_path / "bare", memory_path / "whole")
@@ -87,7 +87,7 @@ def test_every_instant_of_making_them(memory_path: Path, step: int) -> None:
         assert os.listdir(path / STATE / "tmp") == []
 
 
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_instant_of_replacing_the_map(memory_path: Path, step: int) -> None:
     make_store(memory_path / "old", SPEC)
     make(memory_path / "old")

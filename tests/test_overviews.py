@@ -28,11 +28,9 @@ MANY = make_spec(classes=[LabelClass(f"c{n}", (n % 256, 0, 0)) for n in range(30
     ("spec", "levels"),
     [
         (FULL, 5),
-        (make_spec(shards=False, confidence=True), 5),
         (make_spec(shape=(33, 129), transform=None, crs_wkt=None), 6),
         (make_spec(shape=(1, 65)), 5),
         (MANY, 5),
-        (value_spec(), 5),
         (value_spec(values="float16", shards=False), 5),
     ],
 )

@@ -42,7 +42,7 @@ def overview(path: Path, factor: int, name: str = "labels") -> Any:
     return zarr.open_group(path, mode="r")[f"ovr_{factor}x/{name}"][:]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("more", [{"confidence": True}, {"shards": False}, {"region": "3:530,7:901"}])
+@pytest.mark.parametrize("more", [{"confidence": True, "shards": False}, {"region": "3:530,7:901"}])
 def test_segment_makes_them_at_its_end(memory_path: Path, raster: Path, more: dict[str, Any]) -> None:
     path = memory_path / "o.zarr"
     labels, summary = segment(raster, path, pixel_model(), **CUT, **more)
