@@ -33,7 +33,7 @@ def files(tmp_path_factory) -> Path:
 
 
 def test_the_commands_are_these() -> None:
-    names = "segment predict plan inspect models status export ingest train evaluate demo bench"
+    names = "segment predict plan inspect models status export overviews ingest train evaluate demo bench"
     assert set(COMMANDS) == set(names.split())
 
 
@@ -57,7 +57,8 @@ def test_segment_has_the_promised_options() -> None:
     flags = {flag for parameter in COMMANDS["segment"].params for flag in parameter.opts}
     promised = """--model --stitch --tile --overlap --window --block --bands --nodata --region --mask --resample
         --confidence --probabilities --precision --device --memory --device-memory --workers --threads --gpus
-        --scheduler --stage --no-shards --overwrite --dry-run --config --quiet -q --verbose -v --json --log-json"""
+        --scheduler --stage --no-shards --no-overviews --overwrite --dry-run --config --quiet -q --verbose -v --json
+        --log-json"""
     assert set(promised.split()) <= flags
 
 
@@ -85,6 +86,7 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         stage="never",
         block="128",
         no_shards=True,
+        no_overviews=True,
         device="cpu",
         gpus="0,1",
         memory="2G",
@@ -115,6 +117,7 @@ def test_every_option_of_a_job_reaches_the_library() -> None:
         combine="max",
         refine="crf",
         shards=False,
+        overviews=False,
         device="cpu",
         gpus=(0, 1),
         memory=2 << 30,

@@ -16,7 +16,8 @@ import tilepipe.export as exporting
 from tilepipe.errors import RunError, StoreError, UsageError
 from tilepipe.export import ExportOptions, export_geotiff
 from tilepipe.store.output import create_or_resume
-from tilepipe.store.spec import LabelClass, StoreSpec
+from tilepipe.store.pyramid import Pyramid
+from tilepipe.store.spec import LabelClass
 
 
 @pytest.mark.parametrize("cog", [False, True])
@@ -214,15 +215,15 @@ def test_a_disk_that_is_full_when_gdal_closes_the_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(tmp_path / "o.zarr", make_spec(shape=(700, 700), shard=(512, 512), chunk=(256, 256)))
-    checksum = exporting._checksum
+    checksums = exporting._checksums
 
-    def torn(path: Path, spec: StoreSpec) -> int:
+    def torn(path: Path, pyramid: Pyramid) -> list[int]:
         with path.open("rb+") as file:
             file.seek(path.stat().st_size // 2)
             file.write(b"\0" * 4096)
-        return checksum(path, spec)
+        return checksums(path, pyramid)
 
-    monkeypatch.setattr(exporting, "_checksum", torn)
+    monkeypatch.setattr(exporting, "_checksums", torn)
     with pytest.raises(RunError, match=r"map\.tif"):
         export_geotiff(tmp_path / "o.zarr", tmp_path / "map.tif")
     assert os.listdir(tmp_path) == ["o.zarr"]

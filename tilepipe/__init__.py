@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tilepipe.job import Job, prepare
     from tilepipe.loading.reference import ModelReference
     from tilepipe.options import SegmentOptions
+    from tilepipe.overviews import make_overviews
     from tilepipe.pipeline import Summary, predict_raster, segment_raster
     from tilepipe.proposals import aggregate
     from tilepipe.training.options import TrainOptions
@@ -39,6 +40,7 @@ _HOME = {
     "aggregate": "tilepipe.proposals",
     "evaluate": "tilepipe.evaluation",
     "load_model": "tilepipe.checkpoint",
+    "make_overviews": "tilepipe.overviews",
     "predict_raster": "tilepipe.pipeline",
     "prepare": "tilepipe.job",
     "save_model": "tilepipe.checkpoint",
@@ -63,6 +65,7 @@ __all__ = [
     "aggregate",
     "evaluate",
     "load_model",
+    "make_overviews",
     "predict_raster",
     "prepare",
     "save_model",

@@ -1,7 +1,10 @@
-"""A finished store as one GeoTIFF: tiled, compressed, in bounded memory.
+"""A finished store as one GeoTIFF: cloud optimized, tiled, compressed, in bounded memory.
 
-Labels and confidence are one band, labels with the classes' colours and names. Values are a band of float32 for each
-channel, under its name, with NaN for nodata.
+    square of the map --levels--> a GeoTIFF of the map, one of each overview --> one file, read back --> its name
+
+The overviews are those that stores have (`store.pyramid`), made anew on the way, so that they fit the pixels that are
+written. Labels and confidence are one band, labels with the classes' colours and names. Values are a band of float32
+for each channel, under its name, with NaN for nodata.
 
 GeoTIFF has no field for class names. They are written twice: as tags of the band (`CLASS_0=field`), which travel
 inside the file, and as GDAL's category names in the sidecar `<name>.aux.xml`, where GDAL and QGIS look for them.
@@ -16,7 +19,8 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -24,7 +28,6 @@ from zlib import crc32
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 import zarr
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
@@ -35,9 +38,12 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
+from tilepipe.cog import level_path, make_cog
 from tilepipe.errors import RunError, StoreError, UsageError
 from tilepipe.store.durable import explain
 from tilepipe.store.output import OutputStore, open_store
+from tilepipe.store.overviews import reduce_block
+from tilepipe.store.pyramid import Pyramid
 from tilepipe.store.spec import ArraySpec, StoreSpec
 from tilepipe.window import Interval, Window
 
@@ -55,8 +61,8 @@ class ExportOptions:
     array: Literal["labels", "confidence", "values"] | None = None
     """Which of the store's arrays; None for its labels, or for its values where it holds those."""
     compress: Compression = "deflate"
-    cog: bool = False
-    """A Cloud Optimized GeoTIFF; overviews of labels by majority, of others by average; needs twice the space."""
+    cog: bool = True
+    """A Cloud Optimized GeoTIFF; overviews of labels by majority, of others by mean; needs twice the space."""
     allow_partial: bool = False
     """Export an unfinished store, too, with nodata where blocks are not done."""
     overwrite: bool = False
@@ -85,11 +91,13 @@ def export_geotiff(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tif")
     try:
         with _explained(target), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_PAM_ENABLED="NO"):
-            checksum = _write(store, array, temporary, options, progress)
+            pyramid = Pyramid.of(store.spec)
+            pyramid = pyramid if options.cog else replace(pyramid, levels=0)
+            checksums = _write(store, array, pyramid, temporary, options, progress)
             if options.cog:
-                _to_cog(temporary, array, options.compress)
+                make_cog(temporary, pyramid.levels, TILE, _cog_creation(array, options.compress))
             # GDAL writes late, and says nothing of a disk that is full when it closes the file.
-            if _checksum(temporary, store.spec) != checksum:
+            if _checksums(temporary, pyramid) != checksums:
                 raise RunError(f"{target}: not written whole; free some space and run the same command again")
         _publish(temporary, target, _category_xml(store.spec) if array.name == "labels" else None)
     finally:
@@ -118,27 +126,36 @@ def _array(store: OutputStore, name: str | None) -> ArraySpec:
 def _write(
     store: OutputStore,
     array: ArraySpec,
+    pyramid: Pyramid,
     path: Path,
     options: ExportOptions,
     progress: Callable[[int, int], None] | None,
-) -> int:
-    """The checksum of what was written, as `_checksum` reads it back."""
-    values = store.array(array.name)
-    total, written, checksum = store.spec.shape[0] * store.spec.shape[1], 0, 0
+) -> list[int]:
+    """The checksums of what was written of each level, as `_checksums` reads them back."""
+    values, spec = store.array(array.name), store.spec
+    written, checksums = 0, [0] * (pyramid.levels + 1)
     done = store.done() if options.allow_partial else None
-    with rasterio.open(path, "w", **_profile(store.spec, array, options)) as tif:
-        _describe(tif, store.spec, array)
-        for window in _windows(store.spec):
-            for band in tif.indexes:
+    with ExitStack() as stack:
+        tifs = [
+            stack.enter_context(
+                rasterio.open(level_path(path, level), "w", **_profile(pyramid.level(level), array, options))
+            )
+            for level in range(pyramid.levels + 1)
+        ]
+        _describe(tifs[0], spec, array)
+        for square in pyramid.squares():
+            window = pyramid.window(square)
+            for band in tifs[0].indexes:
                 block = _band(values, band, window)
                 if done is not None:
-                    _blank_unfinished(block, window, store.spec, done, array.fill)
-                tif.write(block, band, window=_raster_window(window))
-                checksum = crc32(np.ascontiguousarray(block).data, checksum)
+                    _blank_unfinished(block, window, spec, done, array.fill)
+                for level, part in enumerate([block, *reduce_block(spec, array, block, pyramid.levels)]):
+                    tifs[level].write(part, band, window=_raster_window(pyramid.window(square, level)))
+                    checksums[level] = crc32(np.ascontiguousarray(part).data, checksums[level])
             written += window.area
             if progress is not None:
-                progress(written, total)
-    return checksum
+                progress(written, spec.shape[0] * spec.shape[1])
+    return checksums
 
 
 def _band(values: zarr.Array[Any], band: int, window: Window) -> NDArray[Any]:
@@ -152,12 +169,17 @@ def _band(values: zarr.Array[Any], band: int, window: Window) -> NDArray[Any]:
     return block
 
 
-def _checksum(path: Path, spec: StoreSpec) -> int:
-    checksum = 0
-    with rasterio.open(path, num_threads="ALL_CPUS") as tif:
-        for window in _windows(spec):
+def _checksums(path: Path, pyramid: Pyramid) -> list[int]:
+    return [_checksum(path, pyramid, level) for level in range(pyramid.levels + 1)]
+
+
+def _checksum(path: Path, pyramid: Pyramid, level: int) -> int:
+    checksum, chosen = 0, {"overview_level": level - 1} if level else {}
+    with rasterio.open(path, num_threads="ALL_CPUS", **chosen) as tif:
+        for square in pyramid.squares():
             for band in tif.indexes:
-                checksum = crc32(tif.read(band, window=_raster_window(window)), checksum)
+                window = _raster_window(pyramid.window(square, level))
+                checksum = crc32(tif.read(band, window=window), checksum)
     return checksum
 
 
@@ -176,7 +198,7 @@ def _profile(spec: StoreSpec, array: ArraySpec, options: ExportOptions) -> dict[
         "tiled": True,
         "blockxsize": TILE,
         "blockysize": TILE,
-        "compress": options.compress,
+        **_compression(array, options),
         "bigtiff": "IF_SAFER",
         "num_threads": "ALL_CPUS",
         "sparse_ok": True,
@@ -184,10 +206,6 @@ def _profile(spec: StoreSpec, array: ArraySpec, options: ExportOptions) -> dict[
     if len(array.shape) > 2:
         # GDAL lays an uncompressed COG's bands out as its source's, and by bands it is none.
         profile["interleave"] = "pixel" if options.cog and options.compress == "none" else "band"
-    if options.compress == "zstd":
-        profile["zstd_level"] = 9
-    if array.dtype.kind == "f" and options.compress != "none":
-        profile["predictor"] = 3  # TIFF's for floating point
     if spec.crs_wkt is not None:
         profile["crs"] = CRS.from_wkt(spec.crs_wkt)
     if spec.transform is not None:
@@ -195,6 +213,16 @@ def _profile(spec: StoreSpec, array: ArraySpec, options: ExportOptions) -> dict[
     elif spec.gcps:
         profile["gcps"] = [GroundControlPoint(p.row, p.col, p.x, p.y, p.z) for p in spec.gcps]
     return profile
+
+
+def _compression(array: ArraySpec, options: ExportOptions) -> dict[str, Any]:
+    # What a cloud optimized file is made from is read once and removed.
+    found: dict[str, Any] = {"compress": "deflate", "zlevel": 1} if options.cog else {"compress": options.compress}
+    if found["compress"] == "zstd":
+        found["zstd_level"] = 9
+    if array.dtype.kind == "f" and found["compress"] != "none":
+        found["predictor"] = 3  # TIFF's for floating point
+    return found
 
 
 def _dtype(array: ArraySpec) -> str:
@@ -214,14 +242,6 @@ def _describe(tif: Any, spec: StoreSpec, array: ArraySpec) -> None:
         tif.colorinterp = [ColorInterp.palette]
 
 
-def _windows(spec: StoreSpec) -> Iterator[Window]:
-    """Windows of whole TIFF tiles, about a shard each, row by row, so that no tile is written twice."""
-    height, width = (-(-side // TILE) * TILE for side in spec.shard)
-    for row in range(0, spec.shape[0], height):
-        for col in range(0, spec.shape[1], width):
-            yield Window.of(row, row + height, col, col + width).clip(spec.shape)
-
-
 def _blank_unfinished(
     block: Any, window: Window, spec: StoreSpec, done: set[tuple[int, int]], fill: int | float
 ) -> None:
@@ -234,19 +254,8 @@ def _blank_unfinished(
                 block[part.intersect(window).within(window)] = fill
 
 
-def _to_cog(path: Path, array: ArraySpec, compress: Compression) -> None:
-    finished = path.with_name(f"{path.name}.cog.tif")
-    creation: dict[str, Any] = {
-        "COMPRESS": compress.upper(),
-        "PREDICTOR": "YES" if array.dtype.kind == "f" else "NO",
-        "BLOCKSIZE": TILE,
-        "BIGTIFF": "IF_SAFER",
-        "NUM_THREADS": "ALL_CPUS",
-        "OVERVIEW_RESAMPLING": "MODE" if array.name == "labels" else "AVERAGE",
-        "SPARSE_OK": "YES",
-    }
-    rasterio.shutil.copy(path, finished, driver="COG", **creation)
-    os.replace(finished, path)
+def _cog_creation(array: ArraySpec, compress: Compression) -> dict[str, Any]:
+    return {"COMPRESS": compress.upper(), "PREDICTOR": "YES" if array.dtype.kind == "f" else "NO"}
 
 
 def _category_xml(spec: StoreSpec) -> bytes:

@@ -61,6 +61,8 @@ class SegmentOptions:
     scheduler: str | None = None
     stage: Stage = "auto"
     shards: bool = True
+    overviews: bool = True
+    """Whether coarser maps for viewers are made, too."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:

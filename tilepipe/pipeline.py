@@ -1,6 +1,6 @@
 """The main flow: a raster file in, a label map out.
 
-    prepare -> create or resume the store -> run_block over the blocks that are not done -> finish
+    prepare -> create or resume the store -> run_block over the blocks that are not done -> overviews
 
 Blocks exchange nothing: each reads its own window, halo included, and writes its own shards and record.
 """
@@ -21,6 +21,7 @@ from tilepipe.errors import ReadError, StoppedError, UsageError
 from tilepipe.job import Job, prepare
 from tilepipe.member import Models, OneModel
 from tilepipe.options import SegmentOptions
+from tilepipe.overviews import add_overviews
 from tilepipe.plan import BlockIndex
 from tilepipe.predict.prepare import use_large_pages
 from tilepipe.progress import Progress
@@ -58,6 +59,9 @@ class Summary:
     disagreed: int
     """Of these, pixels whose tiles did not agree."""
     notes: tuple[str, ...]
+    overviews: Sequence[int] = ()
+    """The factors of the overviews that the store has, 2, 4, ...; none where they were not asked for."""
+    overview_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -95,12 +99,12 @@ def segment_raster(
         announce(job)
     _refuse_own_input(job, output)
     with create_or_resume(output, job.spec(), options.overwrite) as store:
-        done = store.done()
-        remaining = (index for index in job.plan.blocks() if index not in done)
-        finished = sum(job.plan.block_window(BlockIndex(*index)).area for index in done)
-        run = _Run(job, len(done), job.plan.region.area - finished, progress)
+        there = store.done()
+        remaining = (index for index in job.plan.blocks() if index not in there)
+        finished = sum(job.plan.block_window(BlockIndex(*index)).area for index in there)
+        run = _Run(job, len(there), job.plan.region.area - finished, progress)
         ready = time.perf_counter()
-        if len(done) < job.plan.block_count:
+        if len(there) < job.plan.block_count:
             with (
                 _readable(job, output, stop) as source,
                 connect(job.pool) as client,
@@ -112,7 +116,12 @@ def segment_raster(
                     if run.hopeless:
                         break
         run.check(stop, str(output))
-        return run.summary(store, ready - started, time.perf_counter() - ready)
+        done = time.perf_counter()
+        summary = run.summary(store, ready - started, done - ready)
+        if not options.overviews:
+            return summary
+        levels = add_overviews(store, False, progress, stop)
+        return replace(summary, overviews=levels, overview_seconds=time.perf_counter() - done)
 
 
 def predict_raster(

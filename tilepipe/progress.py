@@ -19,3 +19,5 @@ class Progress(NamedTuple):
     """Outputs that this run has to finish."""
     seconds: float
     """Since the first block was handed out."""
+    work: str = ""
+    """What is being made, where it is not what the job is for."""

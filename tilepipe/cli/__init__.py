@@ -28,6 +28,7 @@ for command in (
     networks.models,
     stores.status,
     stores.export,
+    stores.overviews,
     stores.ingest,
     train.train,
     evaluate.evaluate,

@@ -147,6 +147,14 @@ class JobOptions:
             help="One file per chunk, for readers that know no shards, such as GDAL 3.12.",
         ),
     ] = False
+    no_overviews: Annotated[
+        bool,
+        option(
+            "--no-overviews/--overviews",
+            panel=OUTPUT,
+            help="Make no coarser maps for viewers at the end; `tilepipe overviews` makes them later.",
+        ),
+    ] = False
     device: Annotated[
         str | None,
         option("--device", metavar="cpu|cuda|cuda:N", panel=MACHINE, help="By default a GPU where one is."),
@@ -198,6 +206,7 @@ class JobOptions:
             gpus=None if self.gpus is None else parse_gpus(self.gpus),
             scheduler=self.scheduler,
             shards=not self.no_shards,
+            overviews=not self.no_overviews,
             overwrite=overwrite,
         )
 

@@ -98,7 +98,8 @@ class Terminal:
         left = seconds_left(state)
         self._bar.update(
             self._task,
-            description=self._work.verb,
+            description=state.work or self._work.verb,
+            unit="parts" if state.work else self._work.unit,
             completed=state.done,
             total=state.total,
             speed=f"{rate(state):.2f} Mpx/s" if state.pixels else "",
@@ -157,7 +158,9 @@ def seconds_left(state: Progress) -> float | None:
 
 def sentence(state: Progress, unit: str) -> str:
     """How far a job is, in words."""
-    words = [f"{state.done} of {state.total} {unit}"]
+    words = [
+        f"{state.work}: {state.done} of {state.total} parts" if state.work else f"{state.done} of {state.total} {unit}"
+    ]
     if state.resumed:
         words.append(f"{state.resumed} from earlier runs")
     left = seconds_left(state)

@@ -1,4 +1,4 @@
-"""`status`, `export` and `ingest`: what becomes of an output, and an input made ready."""
+"""`status`, `export`, `overviews` and `ingest`: what becomes of an output, and an input made ready."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ ArrayName = Annotated[
     ),
 ]
 Compress = Annotated[str, typer.Option("--compress", metavar="deflate|zstd|lzw|none", help="How to compress it.")]
-Cog = Annotated[bool, typer.Option("--cog", help="A Cloud Optimized GeoTIFF, with overviews.")]
+Cog = Annotated[
+    bool,
+    typer.Option(
+        "--cog/--no-cog", help="A Cloud Optimized GeoTIFF with overviews, which takes the space twice meanwhile."
+    ),
+]
 Partial = Annotated[bool, typer.Option("--partial", help="Also an unfinished store, with nodata where blocks lack.")]
 
 NoData = Annotated[
@@ -63,11 +68,11 @@ def export(
     talk: Talk,
     array: ArrayName = None,
     compress: Compress = "deflate",
-    cog: Cog = False,
+    cog: Cog = True,
     partial: Partial = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an output as GeoTIFF.
+    """Write an output as a Cloud Optimized GeoTIFF.
 
     A label map with the classes' names and colours; a network's own output as float32, a band for each channel.
     """
@@ -78,6 +83,25 @@ def export(
     path = export_geotiff(store, file, options)
     size = path.stat().st_size
     print(json.dumps({"file": str(path), "bytes": size}) if talk.json else f"{path}: {show.size(size)}")
+
+
+@spread
+def overviews(store: StorePath, talk: LongTalk, overwrite: Overwrite = False) -> None:
+    """Add coarser maps to an output, for viewers.
+
+    Labels by majority of all pixels, confidence and values by mean, at 2, 4, 8 ... times the pixels' side. `segment`
+    and `predict` do this at their end; those that are there stay, unless --overwrite.
+    """
+    from tilepipe.overviews import make_overviews
+    from tilepipe.schedule import stop_on_signals
+
+    started = time.perf_counter()
+    with teller(talk.quiet, talk.log_json, Work("overviews", "parts")) as tell, stop_on_signals() as stop:
+        factors = make_overviews(store, overwrite, progress=tell, stop=stop)
+    seconds = time.perf_counter() - started
+    found = {"store": store, "overviews": factors, "seconds": seconds}
+    told = ", ".join(f"{factor}x" for factor in factors) or "none, since the map is small"
+    print(json.dumps(found) if talk.json else f"{store}: overviews {told}, in {show.duration(seconds)}")
 
 
 @spread

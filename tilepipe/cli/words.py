@@ -120,6 +120,8 @@ def summary_text(done: Summary) -> str:
         )
         if done.resumed:
             first += f", {done.resumed} of them done before"
+        if done.overviews:
+            first += f"; {show.count(len(done.overviews), 'overview')} in {show.duration(done.overview_seconds)}"
     lines = [
         first,
         class_table(done.classes, done.nodata) if done.classes else channel_table(done.channels, done.nodata),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -81,22 +81,57 @@ def own_attributes(spec: StoreSpec, array: ArraySpec) -> Attributes:
     return own[array.name](spec)
 
 
-def group_attributes(spec: StoreSpec) -> Attributes:
-    """The group's attributes: conventions, the layout of scales, and `tilepipe`."""
-    level: Attributes = {"asset": spec.kind, "transform": {"scale": [1.0, 1.0], "translation": [0.0, 0.0]}}
-    georeference: Attributes = {}
-    conventions: list[Attributes] = []
-    if spec.transform is not None:
-        level |= {"spatial:shape": list(spec.shape), "spatial:transform": _floats(spec.transform)}
-        georeference = {**_proj_attributes(spec), "spatial:dimensions": ["y", "x"]}
-        conventions = [*([PROJ] if spec.crs_wkt else []), SPATIAL]
+def group_attributes(spec: StoreSpec, levels: Mapping[int, StoreSpec] | None = None) -> Attributes:
+    """The group's attributes: conventions, the layout of scales, and `tilepipe`.
+
+    `levels` are the overviews: for each factor the spec of its grid.
+    """
+    layout: list[Attributes] = [{"asset": spec.kind, **_scale(1, spec)}]
+    for factor, level in (levels or {}).items():
+        resampling = {"derived_from": spec.kind, "resampling_method": RESAMPLING[spec.kind]}
+        layout.append({"asset": overview_group(factor), **resampling, **_scale(factor, level)})
+    georeference = _group_georeference(spec, ("y", "x"))
+    conventions = [*georeference.pop("zarr_conventions", []), MULTISCALES]
     return {
         "Conventions": "CF-1.11",
         **georeference,
-        "zarr_conventions": [*conventions, MULTISCALES],
-        "multiscales": {"resampling_method": RESAMPLING[spec.kind], "layout": [level]},
+        "zarr_conventions": conventions,
+        "multiscales": {"resampling_method": RESAMPLING[spec.kind], "layout": layout},
         "tilepipe": spec.to_json(),
     }
+
+
+def overview_group(factor: int) -> str:
+    """The name of the group whose pixels are `factor` of the map's a side."""
+    return f"ovr_{factor}x"
+
+
+def overview_group_attributes(level: StoreSpec, dims: tuple[str, str]) -> Attributes:
+    """The attributes of an overview's group."""
+    return {"Conventions": "CF-1.11", **_group_georeference(level, dims)}
+
+
+def overview_attributes(level: StoreSpec, array: ArraySpec, dims: tuple[str, str]) -> Attributes:
+    """The attributes of an overview of `array`, whose last axes are `dims`."""
+    found = array_attributes(level, array)
+    if "spatial:dimensions" in found:
+        found["spatial:dimensions"] = list(dims)
+    method = "mode" if array.name == "labels" else "mean"
+    return {**found, "cell_methods": f"{dims[0]}: {dims[1]}: {method}"}
+
+
+def _scale(factor: int, level: StoreSpec) -> Attributes:
+    found: Attributes = {"transform": {"scale": [float(factor)] * 2, "translation": [0.0, 0.0]}}
+    if level.transform is not None:
+        found |= {"spatial:shape": list(level.shape), "spatial:transform": _floats(level.transform)}
+    return found
+
+
+def _group_georeference(spec: StoreSpec, dims: tuple[str, str]) -> Attributes:
+    if spec.transform is None:
+        return {}
+    conventions = [*([PROJ] if spec.crs_wkt else []), SPATIAL]
+    return {**_proj_attributes(spec), "spatial:dimensions": list(dims), "zarr_conventions": conventions}
 
 
 def spatial_ref_attributes(spec: StoreSpec) -> Attributes:

@@ -24,6 +24,10 @@ from tilepipe.store.shards import array_json, encode_chunk, group_json
 from tilepipe.store.spec import ARRAYS, KINDS, ArraySpec, StoreSpec, differences
 
 ROOT = "zarr.json"
+OVERVIEW = "ovr_"
+"""How the names of overviews' groups begin."""
+OVERVIEWS = "overviews"
+"""The folder, in that of the records, that says which overviews are there or being made."""
 
 
 def stored_in(files: Files) -> StoreSpec | None:
@@ -76,10 +80,11 @@ def refuse_other(files: Files, stored: StoreSpec, spec: StoreSpec) -> None:
 def clear(files: Files) -> None:
     """Delete all that is ours but the lease: records first, so that no block counts whose files are gone."""
     for state in map(state_folder, KINDS):
+        files.delete(f"{state}/{OVERVIEWS}")
         rows = [name for name in files.names(state) if name.isdigit()]
         for row in rows:
             files.delete(f"{state}/{row}")
-        files.settle([f"{state}/-"] if rows else [])
+        files.settle([f"{state}/-"])
     files.delete(ROOT)
     files.settle([ROOT])
     files.delete(temporary_folder(files))
@@ -88,7 +93,7 @@ def clear(files: Files) -> None:
         if name != STATE:
             files.delete(f"{own}/{name}")
     for name in files.names(""):
-        if name != own and (name in (*ARRAYS, "x", "y", GRID_MAPPING) or name.startswith("ovr_")):
+        if name != own and (name in (*ARRAYS, "x", "y", GRID_MAPPING) or name.startswith(OVERVIEW)):
             files.delete(name)
 
 
@@ -98,15 +103,25 @@ def create(files: Files, spec: StoreSpec, attributes: Mapping[str, Mapping[str, 
     for array in spec.arrays():
         written.append(f"{array.name}/zarr.json")
         files.write(written[-1], array_json(array, attributes[array.name]))
-    for axis in ("y", "x") if has_axes(spec) else ():
-        values = axis_values(spec, axis)
-        written += _write_small(files, axis, values, (axis,), axis_attributes(spec, axis))
-    if has_grid_mapping(spec):
-        attrs = spatial_ref_attributes(spec)
-        written += _write_small(files, GRID_MAPPING, np.zeros((), np.int64), (), attrs)
+    written += write_coordinates(files, spec)
     files.settle(written)
     files.write(ROOT, group_json(group_attributes(spec)))
     files.settle([ROOT])
+
+
+def write_coordinates(files: Files, spec: StoreSpec, group: str = "", suffix: str = "") -> list[str]:
+    """The keys of the files of y, x and spatial_ref, as far as the grid has them, once they are written.
+
+    They lie in `group` ("" or a name with a slash at its end), and `suffix` ends the names of y and x.
+    """
+    written = []
+    for axis in ("y", "x") if has_axes(spec) else ():
+        name, values = f"{axis}{suffix}", axis_values(spec, axis)
+        written += _write_small(files, f"{group}{name}", values, (name,), axis_attributes(spec, axis))
+    if has_grid_mapping(spec):
+        attributes = spatial_ref_attributes(spec)
+        written += _write_small(files, f"{group}{GRID_MAPPING}", np.zeros((), np.int64), (), attributes)
+    return written
 
 
 def _write_small(

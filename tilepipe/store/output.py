@@ -140,6 +140,12 @@ class OutputStore:
         if self._lease is not None:
             self._lease.release()
 
+    def check_lease(self) -> None:
+        """Nothing where this object may write; StoreError where it was opened for reading, or lost the lease."""
+        if self._token is None:
+            raise StoreError(f"{self.path} was opened for reading; use create_or_resume to write to it")
+        check(self.files, self._token)
+
     @property
     def path(self) -> str:
         """The path or URL, as it was given."""
@@ -177,9 +183,7 @@ class OutputStore:
         content: Content,
         info: Mapping[str, Any],
     ) -> Record:
-        if self._token is None:
-            raise StoreError(f"{self.path} was opened for reading; use create_or_resume to write to it")
-        check(self.files, self._token)
+        self.check_lease()
         row, col = int(index[0]), int(index[1])
         sums: dict[str, str] = {}
         for array in self.spec.arrays():
@@ -193,7 +197,7 @@ class OutputStore:
         said = json.loads(json.dumps(dict(info)))
         record = Record(row, col, self.digest, sums, content.counts, content.nodata, said, content.channels)
         # Again: what was written may have taken longer than another process waits for a sign of life.
-        check(self.files, self._token)
+        self.check_lease()
         key = record_key(self.files, row, col)
         self.files.write(key, record.to_bytes())
         self.files.settle([key])
@@ -234,9 +238,7 @@ class OutputStore:
 
     def forget(self, index: tuple[int, int]) -> None:
         """Delete a block's record, so that a resumed job makes the block anew."""
-        if self._token is None:
-            raise StoreError(f"{self.path} was opened for reading; use create_or_resume to change it")
-        check(self.files, self._token)
+        self.check_lease()
         key = record_key(self.files, *index)
         self.files.delete(key)
         self.files.settle([key])

@@ -60,20 +60,18 @@ def group_json(attributes: Mapping[str, Any]) -> bytes:
     return json.dumps({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}, indent=2).encode()
 
 
-def encode_block(array: ArraySpec, index: tuple[int, int], values: NDArray[Any]) -> Iterator[tuple[str, bytes | None]]:
+def encode_block(array: ArraySpec, index: tuple[int, ...], values: NDArray[Any]) -> Iterator[tuple[str, bytes | None]]:
     """Each file of one block as (key, bytes), or (key, None) where all is fill and no file may be there.
 
-    `values` are the block's pixels, cut to the array at its edges; leading axes, if any, are whole.
+    `values` are the block's pixels, cut to the array at its edges; leading axes are whole, unless `index` says where
+    along them the block lies, too.
     """
-    if array.sharded:
-        key = "/".join(map(str, (array.name, "c", *(0,) * (values.ndim - 2), *index)))
-        yield key, encode_shard(values, array)
-        return
-    first = [n * (s // c) for n, s, c in zip(index, array.shard[-2:], array.chunk[-2:], strict=True)]
-    first = [0] * (values.ndim - 2) + first
-    for cell, chunk in _chunks(values, array.chunk):
+    unit, encode = (array.shard, encode_shard) if array.sharded else (array.chunk, encode_chunk)
+    index = (*(0,) * (values.ndim - len(index)), *index)
+    first = [n * (s // u) for n, s, u in zip(index, array.shard, unit, strict=True)]
+    for cell, part in _chunks(values, unit):
         key = "/".join(map(str, (array.name, "c", *(f + n for f, n in zip(first, cell, strict=True)))))
-        yield key, encode_chunk(chunk, array)
+        yield key, encode(part, array)
 
 
 def encode_shard(values: NDArray[Any], array: ArraySpec) -> bytes | None:
