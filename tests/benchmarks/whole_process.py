@@ -45,7 +45,8 @@ def main() -> None:
             folder / "out.zarr",
             folder / "other.tif",
         )
-        segment = [sys.executable, "-m", "tilepipe", "segment", args.input, str(ours), "--model", str(model), "-q"]
+        segment = [sys.executable, "-m", "tilepipe", "segment", args.input, str(ours), "--model", str(model)]
+        segment += ["-q", "--no-overviews"]
         commands = {"tilepipe": segment + ([] if args.tile is None else ["--tile", str(args.tile)])}
         if args.against:
             program = folder / "network.pt2"
