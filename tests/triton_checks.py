@@ -1,0 +1,127 @@
+"""Checks of the Triton kernels against torch's own operators, bit for bit, on any device.
+
+Run by test_triton.py on the CPU, in Triton's interpreter (TRITON_INTERPRET=1 before the import), and by test_gpu.py on
+a CUDA device. As a script it prints one word for each check that held.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilepipe.predict import triton_kernels as kernels
+
+SHAPES = [(1, 64, 6, 10), (2, 5, 7, 9), (1, 130, 4, 3), (1, 1, 5, 8), (3, 12, 1, 6), (1, 3, 34, 70)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as a kernel stores it in `dtype`: Triton's interpreter cuts float32 to bf16, where a device rounds."""
+    if dtype != torch.bfloat16 or x.is_cuda:
+        return x.to(dtype)
+    return (x.float().view(torch.int32) & -65536).view(torch.float32).to(dtype)
+
+
+def activated(x: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """What torch's operators make of it, one after the other; plainly laid out."""
+    if bias is not None:
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        x = stored(x.to(kind) + bias.to(kind).view(-1, 1, 1), x.dtype)
+    return (F.relu(x) if relu else x).contiguous()
+
+
+def same(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def a_map(shape: tuple[int, ...], dtype: torch.dtype, device: str, broken: bool = False) -> Tensor:
+    """Small whole numbers, so that many are equal, some of them finely apart; some NaN and infinities if `broken`."""
+    x = torch.randint(-3, 4, shape).to(torch.float64) + torch.randint(0, 2, shape) * 0.0078125
+    if broken:
+        for value in (float("nan"), float("inf"), -float("inf")):
+            x[torch.rand(shape) < 0.15] = value
+    return x.to(dtype).to(device).contiguous(memory_format=torch.channels_last)
+
+
+def cases(device: str) -> itertools.product[tuple[tuple[int, ...], torch.dtype]]:
+    torch.manual_seed(1)
+    return itertools.product(SHAPES, DTYPES)
+
+
+def check_bias_relu(device: str) -> None:
+    for shape, dtype in cases(device):
+        x, bias = a_map(shape, dtype, device, True), torch.randn(shape[1]).to(dtype).to(device)
+        expected = activated(x, bias, True)
+        same(kernels.bias_relu_(x.clone(memory_format=torch.contiguous_format), bias), expected)
+        found = kernels.bias_relu_(x, bias)
+        same(found, expected)
+        assert found.data_ptr() == x.data_ptr()
+
+
+def switches_of(indices: Tensor, width: int) -> Tensor:
+    return (indices // width % 2 * 2 + indices % width % 2).to(torch.uint8)
+
+
+def check_pool(device: str) -> None:
+    for (shape, dtype), relu, biased in itertools.product(list(cases(device)), (False, True), (False, True)):
+        x = a_map(shape, dtype, device, True)
+        bias = torch.randn(shape[1]).to(dtype).to(device) if biased else None
+        if min(shape[2:]) < 2:
+            assert kernels.pool(x, bias, relu)[0].numel() == 0
+            continue
+        maxima, indices = F.max_pool2d(activated(x, bias, relu), 2, 2, return_indices=True)
+        pooled, switches = kernels.pool(x, bias, relu)
+        same(pooled, maxima)
+        same(switches, switches_of(indices, shape[3]))
+        assert pooled.is_contiguous(memory_format=torch.channels_last)
+
+
+def check_unpool(device: str) -> None:
+    for (shape, dtype), relu, biased in itertools.product(list(cases(device)), (False, True), (False, True)):
+        images, channels, height, width = shape
+        if min(height, width) < 2:
+            continue
+        x = a_map(shape, dtype, device)
+        _, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+        _, switches = kernels.pool(x, None, False)
+        small = a_map((images, channels, height // 2, width // 2), dtype, device)
+        bias = torch.randn(channels).to(dtype).to(device) if biased else None
+        given = activated(small, bias, relu)
+        expected = F.max_unpool2d(given, indices.contiguous(), 2, 2, output_size=(height, width))
+        same(kernels.unpool(small, bias, relu, switches, (height, width)), expected)
+        wide = F.pad(small, (1, 2, 1, 1)).contiguous(memory_format=torch.channels_last)
+        inner = wide[..., 1:-1, 1:-2]
+        same(kernels.unpool(inner, bias, relu, switches.contiguous(), (height, width)), expected)
+
+
+def check_normalise(device: str) -> None:
+    torch.manual_seed(2)
+    kinds = [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.float32, torch.float64]
+    for kind, dtype, (bands, channels) in itertools.product(
+        kinds, (torch.bfloat16, torch.float32), [(3, 3), (3, 8), (5, 5), (1, 4)]
+    ):
+        values = (torch.rand(bands, 20, 37) * 250).to(kind).to(device)
+        mean, std = (torch.rand(bands) * 100).to(device), (torch.rand(bands) * 50 + 3).to(device)
+        mask = (torch.rand(20, 37) < 0.8).to(device)
+        for valid in (None, mask):
+            rows, cols = slice(3, 19), slice(5, 36)
+            expected = (values[:, rows, cols].to(torch.float32) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+            if valid is not None:
+                expected.masked_fill_(~valid[rows, cols], 0)
+            expected = stored(F.pad(expected, (0, 0, 0, 0, 0, channels - bands)), dtype)[None]
+            out = torch.full_like(expected, 7.0, memory_format=torch.channels_last)
+            kernels.normalise(values, valid, (3, 5), mean, std, out)
+            same(out, expected)
+
+
+CHECKS = (check_bias_relu, check_pool, check_unpool, check_normalise)
+
+if __name__ == "__main__":
+    for check in CHECKS:
+        check("cpu")
+        print(check.__name__.removeprefix("check_"))
