@@ -58,10 +58,11 @@ def noise(device: str, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64).to(device)
 
 
+@torch.inference_mode()
 def check_modules(device: str) -> None:
     """Pooling alone, and bias with ReLU alone, each leaves the scores as they are."""
-    for name, step in NETWORKS.items():
-        ready, pixels = folded(small(name), device), noise(device, 2, 3, step * 2, step * 3)
+    for name, step in list(NETWORKS.items())[:2]:
+        ready, pixels = folded(small(name), device), noise(device, 2, 3, step, step * 2)
         for steps in ({"pooling": True}, {"fused": True}):
             ours = adapted(ready, **steps)
             compare(ours(pixels), ready(pixels))
@@ -70,6 +71,7 @@ def check_modules(device: str) -> None:
             assert replaced == ((pools, 0) if "pooling" in steps else (0, pools)), name
 
 
+@torch.inference_mode()
 def check_fused(device: str) -> None:
     """Both together: which modules took over which biases, and the scores."""
     expected = {  # pools, unpools with a bias; biases and ReLUs by themselves; convolutions that keep their bias
@@ -93,13 +95,14 @@ def check_fused(device: str) -> None:
         assert count(ours, Pool) == count(ours, Unpool) == 0
 
 
+@torch.inference_mode()
 def check_parts(device: str) -> None:
     """Parts of a decoder's output, whose maps are cut out of larger ones."""
-    for name in ("segnet", "segnet-basic", "segnet-basic-encoder-addition"):
+    for name in ("segnet", "segnet-basic-encoder-addition"):
         ready = folded(small(name), device)
-        ours, pixels = adapted(ready, pooling=True, fused=True), noise(device, 1, 3, 96, 160)
+        ours, pixels = adapted(ready, pooling=True, fused=True), noise(device, 1, 3, 64, 96)
         whole = ready(pixels)
-        for part in (Window.of(0, 96, 0, 160), Window.of(37, 60, 50, 91), Window.of(0, 33, 100, 160)):
+        for part in (Window.of(37, 41, 50, 55), Window.of(0, 33, 80, 96)):
             found = ours.forward_part(pixels, part)
             compare(found, whole[..., part.rows.start : part.rows.stop, part.cols.start : part.cols.stop])
 
@@ -120,6 +123,7 @@ class Shared(nn.Module):
         return self.d(self.unpool(x, where, y.shape[-2:])) + self.d.bias.view(-1, 1, 1)
 
 
+@torch.inference_mode()
 def check_others(device: str) -> None:
     """What cannot be shown to have one reader keeps its bias; interpolating decoders and odd sizes stay right."""
     ready, pixels = folded(Shared(), device), noise(device, 1, 3, 11, 14)
@@ -133,6 +137,7 @@ def check_others(device: str) -> None:
     assert (count(ours, Pool), count(ours, SwitchPool), count(ours, BiasRelu)) == (5, 0, 25)
 
 
+@torch.inference_mode()
 def check_padded(device: str) -> None:
     """More input channels, whether the caller gives them or not."""
     torch.manual_seed(0)
@@ -146,9 +151,3 @@ def check_padded(device: str) -> None:
 
 
 CHECKS = (check_modules, check_fused, check_parts, check_others, check_padded)
-
-if __name__ == "__main__":
-    for check in CHECKS:
-        with torch.inference_mode():
-            check("cpu")
-        print(check.__name__.removeprefix("check_"), flush=True)

@@ -180,7 +180,7 @@ def bias_relu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """relu(x + bias) for a map (N, C, H, W), in its own memory where it is channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
-    rows, cols = _rectangle(channels)
+    rows, cols = rectangle(channels)
     if pixels:
         _bias_relu[_grid(pixels, channels)](x, bias, pixels, channels, _kind(x), rows, cols, enable_fp_fusion=False)
     return x
@@ -192,7 +192,7 @@ def pool(x: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> tuple[torch.
     images, channels, height, width = x.shape
     shape = images, channels, height // 2, width // 2
     pooled, switches = _empty(shape, x), _empty(shape, x, torch.uint8)
-    pixels, (rows, cols) = pooled.numel() // channels, _rectangle(channels)
+    pixels, (rows, cols) = pooled.numel() // channels, rectangle(channels)
     if pixels:
         _pool[_grid(pixels, channels)](
             x, x if bias is None else bias, pooled, switches, pixels, height, width,
@@ -208,7 +208,7 @@ def unpool(
     (x, x_steps), (switches, switch_steps) = _in_pixels(x), _in_pixels(switches)
     images, channels = x.shape[:2]
     out = _empty((images, channels, *size), x)
-    pixels, (rows, cols) = images * -(-size[0] // 2) * -(-size[1] // 2), _rectangle(channels)
+    pixels, (rows, cols) = images * -(-size[0] // 2) * -(-size[1] // 2), rectangle(channels)
     if pixels:
         _unpool[_grid(pixels, channels)](
             x, x if bias is None else bias, switches, out, pixels, *size, *x_steps, *switch_steps,
@@ -245,14 +245,14 @@ def _empty(shape: tuple[int, ...], like: torch.Tensor, dtype: torch.dtype | None
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _rectangle(channels: int) -> tuple[int, int]:
+def rectangle(channels: int) -> tuple[int, int]:
     """(pixels, channels) of a program."""
     cols = min(triton.next_power_of_2(channels), CHANNELS)
     return ELEMENTS // cols, cols
 
 
 def _grid(pixels: int, channels: int) -> tuple[int, int]:
-    rows, cols = _rectangle(channels)
+    rows, cols = rectangle(channels)
     return triton.cdiv(pixels, rows), triton.cdiv(channels, cols)
 
 
