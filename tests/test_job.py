@@ -63,13 +63,14 @@ def test_a_job_on_a_gpu_stores_its_steps_and_says_what_is_missing(
     raster = write_raster(tmp_path / "in.tif", scene((300, 300)))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (8 << 30, 8 << 30))
-    jobs, parts = {}, {"steps", "triton"}
+    jobs, fingerprints, parts = {}, {}, {"steps", "triton"}
     for found in ("3.6.0", None):
         for module in ("tilepipe.predict.cuda_steps", "tilepipe.job"):
             monkeypatch.setattr(f"{module}.triton_version", lambda found=found: found)
         jobs[found] = prepare(raster, model, SegmentOptions(device="cuda"))
+        fingerprints[found] = jobs[found].fingerprint()
         assert not prepare(raster, model, SegmentOptions(device="cpu")).fingerprint().keys() & parts
-    with_it, without = (jobs[found].fingerprint() for found in ("3.6.0", None))
+    with_it, without = fingerprints.values()
     assert (with_it["steps"]["pooling"], without["steps"]["pooling"]) == (True, False)
     assert {name for name in with_it if with_it[name] != without[name]} == parts
     assert jobs[None].settings()["steps"] == without["steps"]
