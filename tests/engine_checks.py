@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from tilepipe.predict.prepare import prepare
 from tilepipe.predict.scores import statistics_of
 from tilepipe.window import Placement, Window
 
-TILE, CORE, CLASSES = 16, 8, 4
+TILE, CLASSES = 16, 4
 PLAIN = CudaSteps(False, False, False, 0)
 CAPTURED = CudaSteps(False, False, False)
 """Graphs alone: Triton's interpreter takes long."""
@@ -36,25 +37,26 @@ def network() -> nn.Module:
     return build("segnet-basic", classes=CLASSES, bands=3, width=0.08).eval()
 
 
-def engine(steps: CudaSteps, device: HostDevice, net: nn.Module | None = None) -> CudaEngine:
+def engine(steps: CudaSteps, device: HostDevice, net: nn.Module | None = None, tile: int = TILE) -> CudaEngine:
     ready = prepare(network() if net is None else net, "float32", "cpu", steps)
-    return CudaEngine(ready, statistics_of(MEAN, STD, "float32"), CLASSES, (TILE, TILE), device, steps)  # type: ignore[arg-type]
+    return CudaEngine(ready, statistics_of(MEAN, STD, "float32"), CLASSES, (tile, tile), device, steps)  # type: ignore[arg-type]
 
 
-def block(dtype: type[np.generic], wanted: Wanted) -> BlockJob:
+def block(dtype: type[np.generic], wanted: Wanted, tile: int = TILE) -> BlockJob:
     """2 x 2 tiles whose cores lie in their corners, so that each computes another part."""
-    rng, size = np.random.default_rng(4), TILE + CORE
+    rng, core_side = np.random.default_rng(4), tile // 2
+    size = tile + core_side
     values = rng.integers(0, 250, (3, size, size)).astype(dtype)
     valid = rng.random((size, size)) < 0.9
     valid[:3] = False
     places = []
-    for row in (0, CORE):
-        for col in (0, CORE):
-            core = Window.of(row, row + CORE, col, col + CORE)
-            places.append(Placement(Window.of(0, TILE, 0, TILE).shift(row, col), core, core, core))
-    keep = np.ones((2 * CORE, 2 * CORE), bool)
+    for row in (0, core_side):
+        for col in (0, core_side):
+            core = Window.of(row, row + core_side, col, col + core_side)
+            places.append(Placement(Window.of(0, tile, 0, tile).shift(row, col), core, core, core))
+    keep = np.ones((tile, tile), bool)
     keep[3:6, 2:9] = False
-    return BlockJob(values, valid, keep, places, (2 * CORE, 2 * CORE), wanted)
+    return BlockJob(values, valid, keep, places, (tile, tile), wanted)
 
 
 def check_engine() -> None:
@@ -150,4 +152,17 @@ def check_many() -> None:
         assert (device.captured, device.replayed) == (1, 2)
 
 
-CHECKS = (check_engine, check_graphs, check_failures, check_many)
+def check_classifier() -> None:
+    """Labels without scores, for a network with parts and one without; other maps come as before."""
+    segnet = build("segnet", classes=CLASSES, bands=3, width=0.05).eval()
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, CLASSES, 3, padding=1))
+    for net, tile in ((segnet, 32), (plain, TILE)):
+        ours, theirs = (engine(replace(CAPTURED, classifier=on), HostDevice(), net, tile) for on in (True, False))
+        assert (ours.labelling is None, theirs.labelling is None) == (False, True)
+        for wanted in (Wanted(confidence=True), Wanted(), Wanted(probabilities="uint8")):
+            job = block(np.uint8, wanted, tile)
+            for _ in range(2):
+                same_maps(ours.exact(job)[:3], theirs.exact(job)[:3], np.ones(job.shape, bool))
+
+
+CHECKS = (check_engine, check_graphs, check_failures, check_many, check_classifier)

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-CHECKS = "bias_relu pool unpool normalise modules fused parts others padded engine graphs failures many"
+CHECKS = (
+    "bias_relu pool unpool normalise classify modules fused parts others padded engine graphs failures many classifier"
+)
 
 
 def test_in_interpreter_and_simulator() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tilepipe.predict import triton_classify as classifying
 from tilepipe.predict import triton_kernels as kernels
 
 SHAPES = [(1, 64, 6, 10), (2, 5, 7, 9), (1, 130, 4, 3), (1, 1, 5, 8), (3, 12, 1, 6)]
@@ -120,4 +121,39 @@ def check_normalise(device: str) -> None:
             same(out, expected)
 
 
-CHECKS = (check_bias_relu, check_pool, check_unpool, check_normalise)
+def check_classify(device: str) -> None:
+    """Whole numbers, which every order of summation adds alike: scores, ties, masks and borders are exact."""
+    torch.manual_seed(4)
+    for channels, classes, side, dtype in [(5, 3, 3, torch.float32), (70, 17, 1, torch.float32)] + (
+        [(64, 12, 3, torch.bfloat16)] if device != "cpu" else []
+    ):
+        conv = torch.nn.Conv2d(channels, classes, side, padding=side // 2).to(device, dtype)
+        with torch.no_grad():
+            for values in (conv.weight, conv.bias):
+                values.copy_(torch.randint(-1, 2, values.shape))
+        wide = torch.randint(-2, 3, (1, channels, 13, 30)).to(device, dtype)
+        features = wide.contiguous(memory_format=torch.channels_last)[:, :, 1:-1, 2:-3]
+        features[0, :, 3, 4], features[0, 0, 5, 6] = float("nan"), float("inf")
+        with torch.no_grad():
+            scores = conv(features.float() if dtype == torch.float32 else features)[0].float()
+        row, col, rows, cols = 1, 2, 9, 20
+        scores = scores[:, row : row + rows, col : col + cols]
+        keep = torch.rand(12, 40).to(device) < 0.7
+        broken = ~torch.isfinite(scores).all(0)
+        labels = torch.full((12, 40), 99, dtype=torch.uint8, device=device)
+        confidence, undefined = torch.full_like(labels, 99), torch.zeros(1, dtype=torch.int32, device=device)
+        target = classifying.Target(labels, confidence, keep, undefined)
+        classifying.classify(features, classifying.Classifier.of(conv), (row, col, rows, cols), (2, 7), target)
+        place = (slice(2, 2 + rows), slice(7, 7 + cols))
+        assert int(undefined) == int((broken & keep[place]).sum()) > 0
+        defined = ~broken
+        same(labels[place][defined], scores.argmax(0).to(torch.uint8)[defined])
+        share = (scores.softmax(0).amax(0) * 254 + 0.5).to(torch.uint8)
+        assert (confidence[place][defined].int() - share[defined].int()).abs().max() <= 1
+        outside = torch.ones_like(keep)
+        outside[place] = False
+        assert (labels[outside] == 99).all()
+        assert (confidence[outside] == 99).all()
+
+
+CHECKS = (check_bias_relu, check_pool, check_unpool, check_normalise, check_classify)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -15,6 +15,7 @@ from tilepipe.predict import blend_cuda as kernels
 from tilepipe.predict.cuda_device import CudaDevice, Download
 from tilepipe.predict.cuda_graph import Passes
 from tilepipe.predict.cuda_input import TileInput
+from tilepipe.predict.cuda_labelling import Labelling
 from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
 from tilepipe.predict.prepare import Prepared
@@ -43,7 +44,9 @@ class CudaEngine:
     ) -> None:
         self.classes, self.tile, self.device = classes, tile, device
         self.input = TileInput(network, statistics, device.device, steps)
-        self.passes = Passes(network, classes, device, tile[0] * tile[1] <= steps.graph_pixels)
+        capturing = tile[0] * tile[1] <= steps.graph_pixels
+        self.passes = Passes(network, classes, device, capturing)
+        self.labelling = None if network.last is None else Labelling(network, device, capturing)
         self._weights: tuple[Array, torch.Tensor] | None = None
         self._lock = Lock()
 
@@ -131,20 +134,31 @@ class _Block:
 
     def scores(self, tile: Placement) -> torch.Tensor:
         """The scores of a tile's crop, (classes, h, w), float32 or float64."""
+        with self._ready(tile) as pixels:
+            scores, (row, col) = self.engine.passes(pixels, tile.core)
+        crop = scores[0][:, *_slices(tile.crop.shift(-row, -col))]
+        return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
+
+    @contextmanager
+    def _ready(self, tile: Placement) -> Iterator[torch.Tensor]:
+        """A tile's input, in a context in which networks compute."""
         engine = self.engine
         assert tile.source.shape == engine.tile, f"a tile of {tile.source.shape} where {engine.tile} is planned"
         pixels = engine.input.cut(self.values, self.valid, tile.source)
         # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            scores, (row, col) = engine.passes(pixels, tile.core)
-        crop = scores[0][:, *_slices(tile.crop.shift(-row, -col))]
-        return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
+            yield pixels
 
     def exact(self) -> Download:
-        if self.job.wanted.values is not None:
+        wanted, labelling = self.job.wanted, self.engine.labelling
+        if wanted.values is not None:
             return self._exact_values()
         maps = self._maps()
         for tile in self.job.kept_placements():
+            if labelling is not None and wanted.probabilities is None:
+                with self._ready(tile) as pixels:
+                    labelling.label(pixels, tile, *maps[:2], self.keep, self.undefined)
+                continue
             self._run(
                 kernels.score_maps,
                 tile.crop.shape,

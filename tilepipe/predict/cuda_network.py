@@ -9,7 +9,7 @@ torch runs each of these as a pass of its own over a map of several gigabytes. T
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -20,6 +20,9 @@ from tilepipe.predict import triton_kernels as kernels
 from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.folding import calls_of, has_hooks, modules_read, replace_module
 from tilepipe.window import Window
+
+MOST_CLASSES = 128
+"""Of a convolution whose best class is taken as it is computed: its sums stay in registers."""
 
 
 class Activation(nn.Module):
@@ -86,8 +89,34 @@ class PaddedConv2d(nn.Module):
         return self.conv(x)
 
 
-def adapt(network: nn.Module, steps: CudaSteps) -> int:
-    """Replaces modules of a folded network by those that `steps` name; the input channels wanted, 0 for its bands.
+class LastConvolution(nn.Module):
+    """A network's last convolution, which can be held back: the network then gives what it would have read."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.held = conv, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The scores, or their features."""
+        return x if self.held else self.conv(x)
+
+    @property
+    def reach(self) -> int:
+        """How many pixels away it looks."""
+        return int(self.conv.kernel_size[0]) // 2
+
+
+class Adapted(NamedTuple):
+    """What became of a network beyond its own modules."""
+
+    channels: int
+    """Input channels that it wants; 0 for its bands."""
+    last: LastConvolution | None
+    """Its last convolution, where that can be held back."""
+
+
+def adapt(network: nn.Module, steps: CudaSteps) -> Adapted:
+    """What comes of replacing a folded network's modules by those that `steps` name.
 
     Poolings and unpoolings are those of `tilepipe.models.pooling`, and are replaced together. What the traced graph
     does not show to be a convolution's only reader is left; a network that torch.fx cannot trace keeps its
@@ -103,7 +132,10 @@ def adapt(network: nn.Module, steps: CudaSteps) -> int:
                 replace_module(network, module, SwitchPool())
             elif isinstance(module, Unpool):
                 replace_module(network, module, SwitchUnpool())
-    return _pad_first(network, graph, steps.bands) if graph is not None and steps.bands else 0
+    if graph is None:
+        return Adapted(0, None)
+    channels = _pad_first(network, graph, steps.bands) if steps.bands else 0
+    return Adapted(channels, _hold_last(network, graph) if steps.classifier else None)
 
 
 class _Tracer(fx.Tracer):
@@ -194,3 +226,21 @@ def _pad_first(network: nn.Module, graph: fx.Graph, least: int) -> int:
         return 0
     replace_module(network, conv, PaddedConv2d(conv, least))
     return least
+
+
+def _hold_last(network: nn.Module, graph: fx.Graph) -> LastConvolution | None:
+    """The convolution that gives the network's result, where it keeps the size and gives labels of a byte."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    (result,) = next(node for node in graph.nodes if node.op == "output").args
+    if not isinstance(result, fx.Node) or result.op != "call_module" or len(result.users) != 1:
+        return None
+    conv: Any = modules[str(result.target)]
+    if type(conv) is not nn.Conv2d or len(calls_of(graph, modules)[conv]) != 1 or conv.out_channels > MOST_CLASSES:
+        return None
+    side = conv.kernel_size[0]
+    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    if not plain or side % 2 == 0 or conv.kernel_size != (side, side) or conv.padding != (side // 2,) * 2:
+        return None
+    last = LastConvolution(conv)
+    replace_module(network, conv, last)
+    return last

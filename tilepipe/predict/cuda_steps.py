@@ -32,6 +32,11 @@ class CudaSteps:
         """What is in force on this machine by default: where Triton is missing, nothing that needs it."""
         return cls() if triton_version() else cls(pooling=False, fused=False, upload=False)
 
+    @property
+    def replace(self) -> bool:
+        """Whether some module of the network is replaced."""
+        return self.pooling or self.fused or self.bands > 0 or self.classifier
+
     def to_json(self) -> dict[str, Any]:
         """The steps as JSON values."""
         return asdict(self)

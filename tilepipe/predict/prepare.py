@@ -28,9 +28,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bflo
 class Prepared(nn.Module):
     """A network ready to run: normalised pixels (N, bands, H, W) in, scores (N, classes, h, w) out."""
 
-    channels = 0
-    """Input channels that the network wants, where these are more than its bands: the others are 0."""
-
     def __init__(self, network: nn.Module, dtype: torch.dtype, channels_last: bool, folded: int, unfolded: int) -> None:
         super().__init__()
         self.training = False
@@ -42,6 +39,10 @@ class Prepared(nn.Module):
         """Batch normalisations that became part of a convolution."""
         self.unfolded = unfolded
         """Batch normalisations that run as they are."""
+        self.channels = 0
+        """Input channels that the network wants, where these are more than its bands: the others are 0."""
+        self.last: Any = None
+        """The last convolution, where a kernel can take its place (`cuda_network.LastConvolution`)."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The scores, of the first tensor where the network gives several."""
@@ -87,15 +88,15 @@ def prepare(
     own.to(device=device, dtype=dtype)
     if channels_last:
         own.to(memory_format=torch.channels_last)
-    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu":
+    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu" and steps is None:
         _use_one_kernel(own)
     if steps is None and torch.device(device).type == "cuda":
         steps = CudaSteps.here()
     ready = Prepared(own, dtype, channels_last, folded, unfolded)
-    if channels_last and steps is not None and (steps.pooling or steps.fused or steps.bands):
+    if channels_last and steps is not None and steps.replace:
         from tilepipe.predict.cuda_network import adapt
 
-        ready.channels = adapt(own, steps)
+        ready.channels, ready.last = adapt(own, steps)
     return ready
 
 
