@@ -12,7 +12,7 @@
     gigapixels   10 gigapixels, warm, the start apart
 
 The last three need the whole package; the others torch, Triton and numba only. Predictions are those of GPU_NOTES.md.
-`--rehearse` runs every part that can run without a device, tiny, in Triton's interpreter: its figures mean nothing.
+`--rehearse` runs all that can run without a device, tiny, in interpreter and simulator: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 if "--rehearse" in sys.argv:
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    os.environ |= {"TRITON_INTERPRET": "1", "NUMBA_ENABLE_CUDASIM": "1"}  # before their imports
 
 import torch
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gpu import Clock, Report, Scale, computing
@@ -72,21 +75,62 @@ def eager(scale: Scale) -> Callable[[Tensor], Tensor]:
 
 def captured(scale: Scale) -> Callable[[Tensor], Tensor]:
     """The pass as one launch."""
-    from tilepipe.predict.cuda_device import CudaDevice
     from tilepipe.predict.cuda_graph import Passes
 
-    device = CudaDevice(scale.device)
+    device = engine_device(scale)
     passes = Passes(ready(scale, pooling=True, fused=True), CLASSES, device, True)
 
     def run(pixels: Tensor) -> Tensor:
-        # The engine has its own stream; the clock's events are on the current one.
-        device._computing.wait_stream(torch.cuda.current_stream())
-        with device.computing():
-            scores = passes(pixels, None if not passes.network.is_partial else Window.whole((scale.tile,) * 2)).scores
-        torch.cuda.current_stream().wait_stream(device._computing)
-        return scores
+        with on_its_stream(device, scale):
+            return passes(pixels, Window.whole((scale.tile, scale.tile))).scores
 
     return run
+
+
+def labelled(scale: Scale, **steps: Any) -> Callable[[Tensor], Any]:
+    """A job's one tile from the block's pixels to its labels, all on the device."""
+    from tilepipe.predict.cuda import CudaEngine, _Block
+    from tilepipe.predict.maps import BlockJob, Wanted
+    from tilepipe.predict.scores import statistics_of
+    from tilepipe.window import Placement
+
+    device, side, core = engine_device(scale), scale.tile, inner(scale)
+    chosen = CudaSteps(**{"graph_pixels": 0, **steps})
+    network = prepare(segnet(scale), "bf16", scale.device, chosen)
+    engine = CudaEngine(network, statistics_of([110.0] * 3, [50.0] * 3, "bf16"), CLASSES, (side, side), device, chosen)
+    values = np.random.default_rng(0).integers(0, 256, (3, side, side)).astype(np.uint8)
+    place = Placement(Window.whole((side, side)), core, Window.whole(core.shape), core)
+    with device.computing():
+        block = _Block(engine, BlockJob(values, None, None, [place], core.shape, Wanted()))
+
+    def run(pixels: Tensor) -> Any:
+        with on_its_stream(device, scale):
+            return block.exact()
+
+    return run
+
+
+def engine_device(scale: Scale) -> Any:
+    """The device as the engine uses it, or what the tests have for one."""
+    if not scale.cuda:
+        sys.path.append(str(Path(__file__).parents[1]))
+        from cuda_simulator import HostDevice
+
+        return HostDevice()
+    from tilepipe.predict.cuda_device import CudaDevice
+
+    return CudaDevice(scale.device)
+
+
+@contextmanager
+def on_its_stream(device: Any, scale: Scale) -> Iterator[None]:
+    """The engine's own stream, between the clock's events on the current one."""
+    if scale.cuda:
+        device._computing.wait_stream(torch.cuda.current_stream())
+    with device.computing():
+        yield
+    if scale.cuda:
+        torch.cuda.current_stream().wait_stream(device._computing)
 
 
 def inner(scale: Scale) -> Window:
@@ -112,9 +156,11 @@ def all_steps(scale: Scale) -> Iterator[Step]:
             lambda bands=bands: ready(scale, pooling=True, fused=True, bands=bands),
             0,
         )
-    if scale.cuda:
-        yield Step("+ graph (3 channels)", lambda: captured(scale), 0)
+    yield Step("+ graph", lambda: captured(scale), -2 * CLASSES * 2 / scale.width)
     yield Step("+ cropped to the core", lambda: cropping(ready(scale, pooling=True, fused=True), scale), None, True)
+    yield Step("a job's tile, torch's input", lambda: labelled(scale, upload=False), None, True)
+    yield Step("+ input kernel", lambda: labelled(scale), 108 / scale.width, True)
+    yield Step("+ labels without scores", lambda: labelled(scale, classifier=True), 80 / scale.width, True)
 
 
 def steps(scale: Scale, report: Report) -> None:
@@ -137,7 +183,7 @@ def steps(scale: Scale, report: Report) -> None:
             gain_ms=before - taken if before and predicted is not None else None,
             predicted_gain_ms=predicted,
         )
-        if not step.name.startswith("+ input"):
+        if not step.name.startswith("+ input of"):
             before = taken
 
 
