@@ -30,7 +30,7 @@ def folded(network: nn.Module, device: str) -> Prepared:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             nn.init.normal_(module.bias)
-    return prepare(network.eval(), "float64", device, CudaSteps(False, False, False, 0))
+    return prepare(network.eval(), "float64", device)
 
 
 def adapted(ready: Prepared, **steps: bool | int) -> Prepared:

@@ -135,7 +135,7 @@ def checks() -> list[Any]:
     return [*triton_checks.CHECKS, *network_checks.CHECKS]
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(11))
 def test_kernels_have_the_bits_of_torchs_operators(number: int) -> None:
     check = checks()[number]
     check("cuda")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tilepipe.errors import RunError
 from tilepipe.predict import triton_classify as classifying
 from tilepipe.predict import triton_kernels as kernels
 
@@ -156,4 +158,16 @@ def check_classify(device: str) -> None:
         assert (confidence[outside] == 99).all()
 
 
-CHECKS = (check_bias_relu, check_pool, check_unpool, check_normalise, check_classify)
+def check_check(device: str) -> None:
+    """A machine on which Triton cannot work is told in one line."""
+    kernels.check(torch.device(device))
+    working = kernels._bias_relu
+    try:
+        kernels._bias_relu = {}
+        with pytest.raises(RunError, match=r"^Triton cannot build kernels for \w+.*; install a C compiler, or [^\n]+$"):
+            kernels.check(torch.device(device))
+    finally:
+        kernels._bias_relu = working
+
+
+CHECKS = (check_bias_relu, check_pool, check_unpool, check_normalise, check_classify, check_check)

@@ -25,7 +25,7 @@ from tilepipe.member import Member, Models, Reference, choose_models, members_of
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, plan, projected
-from tilepipe.predict.cuda_steps import CudaSteps, triton_version
+from tilepipe.predict.cuda_steps import NONE, CudaSteps, triton_version
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.raster.area import AreaMask, open_area, region_window
 from tilepipe.raster.bands import guess
@@ -46,13 +46,13 @@ class Machine:
 
     resources: Resources
     precision: str
-    steps: CudaSteps | None = None
-    """How the network is made faster there; None on a CPU."""
+    steps: CudaSteps = NONE
+    """How the network is made faster on a CUDA device."""
 
     @classmethod
     def of(cls, resources: Resources, precision: str) -> Machine:
         """What this machine's libraries allow."""
-        return cls(resources, precision, CudaSteps.here() if resources.device == "cuda" else None)
+        return cls(resources, precision, CudaSteps.on(resources.device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +150,6 @@ class Job:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a job that resumes must share with the one that began, in named parts, as JSON values."""
-        steps = self.machine.steps
         return {
             "raster": self.source.identity(),
             "mask": None if self.area is None else self.area.identity(),
@@ -160,7 +159,7 @@ class Job:
             "device": self.device,
             "versions": versions(),
             # A job on a CPU is the same whatever GPUs would make of it.
-            **({} if steps is None else {"steps": steps.to_json(), "triton": triton_version()}),
+            **({"steps": self.machine.steps.to_json(), "triton": triton_version()} if self.device == "cuda" else {}),
         }
 
     def spec(self) -> StoreSpec:
@@ -199,7 +198,7 @@ class Job:
             "plans": [made.to_json() for made in self.plans],
             "precision": self.precision,
             "device": self.device,
-            "steps": None if self.machine.steps is None else self.machine.steps.to_json(),
+            "steps": self.machine.steps.to_json() if self.device == "cuda" else None,
             "raster": self.source.info.name,
             "models": models,
             "refinement": None if self.crf is None else asdict(self.crf),

@@ -18,6 +18,7 @@ from tilepipe.checkpoint import ClassInfo, ModelCard, load_model, save_model
 from tilepipe.job import Job, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.predictor import Predictor
 from tilepipe.predict.prepare import prepare as prepare_network
 from tilepipe.scene.synthetic import synthetic_scene, write_scene
@@ -85,7 +86,8 @@ def gigapixels(scale: Scale, report: Report, folder: Path) -> None:
 
 def bare_pass(job: Job, scale: Scale, report: Report) -> ForwardFigure:
     """The job's network on noise, in its plan."""
-    networks = [prepare_network(member.network, job.precision, scale.device) for member in job.members]
+    steps = CudaSteps.on(scale.device.type)
+    networks = [prepare_network(member.network, job.precision, scale.device, steps) for member in job.members]
     product = report.get("product", "bf16 matrix product", "tflops", PRODUCT)
     return bare.forward(job, networks, scale.device, scale.seconds, bare.Pass(1, product))
 

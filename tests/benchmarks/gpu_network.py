@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tilepipe.models import build
 from tilepipe.predict import triton_kernels
-from tilepipe.predict.cuda_steps import NONE, CudaSteps
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.prepare import Prepared, prepare
 from tilepipe.window import Window
 
@@ -147,7 +147,7 @@ def cropping(network: Prepared, scale: Scale) -> Callable[[Tensor], Tensor]:
 def all_steps(scale: Scale) -> Iterator[Step]:
     """The steps in order; each has all that came before it."""
     yield Step("eager, autocast", lambda: eager(scale))
-    yield Step("folded", lambda: prepare(segnet(scale), "bf16", scale.device, NONE), 1792)
+    yield Step("folded", lambda: prepare(segnet(scale), "bf16", scale.device), 1792)
     yield Step("+ pooling kernels", lambda: ready(scale, pooling=True), 1587)
     yield Step("+ fused bias and ReLU", lambda: ready(scale, pooling=True, fused=True), 2400)
     for bands in (4, 8):
@@ -160,7 +160,7 @@ def all_steps(scale: Scale) -> Iterator[Step]:
     yield Step("+ cropped to the core", lambda: cropping(ready(scale, pooling=True, fused=True), scale), None, True)
     yield Step("a job's tile, torch's input", lambda: labelled(scale, upload=False), None, True)
     yield Step("+ input kernel", lambda: labelled(scale), 108 / scale.width, True)
-    yield Step("+ labels without scores", lambda: labelled(scale, classifier=True), 80 / scale.width, True)
+    yield Step("+ labels without scores", lambda: labelled(scale, classifier=True), 160 / scale.width, True)
 
 
 def steps(scale: Scale, report: Report) -> None:
@@ -321,7 +321,7 @@ def compiled() -> None:
     """Prints the milliseconds of SegNet's folded pass compiled by torch."""
     scale = Scale.real(float(sys.argv[1]))
     with torch.inference_mode():
-        network = torch.compile(prepare(segnet(scale), "bf16", scale.device, NONE), mode="max-autotune-no-cudagraphs")
+        network = torch.compile(prepare(segnet(scale), "bf16", scale.device), mode="max-autotune-no-cudagraphs")
         pixels = pixels_for(scale)
         print(Clock(scale).milliseconds(lambda: network(pixels)))
 

@@ -28,8 +28,10 @@ class CudaSteps:
     """SegNet's last convolution, best class and confidence in one pass, where labels are wanted exactly."""
 
     @classmethod
-    def here(cls) -> CudaSteps:
-        """What is in force on this machine by default: where Triton is missing, nothing that needs it."""
+    def on(cls, device: str) -> CudaSteps:
+        """What is in force on "cpu" or "cuda": where Triton is missing, nothing that needs it."""
+        if device != "cuda":
+            return NONE
         return cls() if triton_version() else cls(pooling=False, fused=False, upload=False)
 
     @property

@@ -84,8 +84,8 @@ class Predictor:
         label_dtype(classes)
         self.classes, self.tile, self.bands = classes, tile, len(mean)
         target = _device(device)
-        steps = CudaSteps.here()
-        self.network = prepare(network, precision, target, steps if target.type == "cuda" else None)
+        steps = CudaSteps.on(target.type)
+        self.network = prepare(network, precision, target, steps)
         statistics = statistics_of(mean, std, precision)
         self._engine: Engine
         if target.type == "cuda":

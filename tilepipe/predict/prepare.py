@@ -17,7 +17,7 @@ from torch import nn
 
 from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.models.partial import Partial
-from tilepipe.predict.cuda_steps import CudaSteps
+from tilepipe.predict.cuda_steps import NONE, CudaSteps
 from tilepipe.predict.folding import fold_batch_norms
 from tilepipe.window import Window
 
@@ -67,13 +67,13 @@ def prepare(
     network: nn.Module,
     precision: str = "float32",
     device: torch.device | str = "cpu",
-    steps: CudaSteps | None = None,
+    steps: CudaSteps = NONE,
 ) -> Prepared:
     """A copy of `network` in evaluation mode, without gradients, folded, in `precision` on `device`.
 
     precision: a name of DTYPES; parameters that are not floating point stay as they are. Activations are channels
     last where that is faster: not in float64, and not where every convolution looks at one pixel. Where they are,
-    `steps` replace modules by our kernels: by default on a CUDA device those that work here.
+    `steps` replace modules by kernels for CUDA.
     """
     if precision not in DTYPES:
         raise UsageError(f"precision {precision!r} is not known; use one of {', '.join(DTYPES)}")
@@ -88,14 +88,14 @@ def prepare(
     own.to(device=device, dtype=dtype)
     if channels_last:
         own.to(memory_format=torch.channels_last)
-    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu" and steps is None:
+    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu" and not steps.replace:
         _use_one_kernel(own)
-    if steps is None and torch.device(device).type == "cuda":
-        steps = CudaSteps.here()
     ready = Prepared(own, dtype, channels_last, folded, unfolded)
-    if channels_last and steps is not None and steps.replace:
+    if channels_last and steps.replace:
         from tilepipe.predict.cuda_network import adapt
+        from tilepipe.predict.triton_kernels import check
 
+        check(torch.device(device))
         ready.channels, ready.last = adapt(own, steps)
     return ready
 

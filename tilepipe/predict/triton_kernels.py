@@ -19,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tilepipe.errors import RunError
+
 CHANNELS = 128
 """The most channels of a program's rectangle."""
 ELEMENTS = 2048
@@ -174,6 +176,18 @@ def _normalise(
 
 
 # --- their launches -------------------------------------------------------------------------------------------
+
+
+def check(device: torch.device) -> None:
+    """Nothing; raises RunError where Triton cannot build or run a kernel on a device."""
+    try:
+        tried = bias_relu_(torch.ones(1, 1, 1, 1, device=device), torch.ones(1, device=device))
+        assert float(tried) == 2
+    except Exception as error:  # a missing compiler, folder, driver: whatever the machine lacks
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RunError(
+            f"Triton cannot build kernels for {device}: {said}; install a C compiler, or uninstall triton to do without"
+        ) from error
 
 
 def bias_relu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
