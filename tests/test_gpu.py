@@ -141,38 +141,58 @@ def test_kernels_have_the_bits_of_torchs_operators(number: int) -> None:
     check("cuda")
 
 
+def block_of(values: str | None, side: int = 256) -> Any:
+    """Noise, some of it masked, in 2 x 2 tiles whose cores lie in their corners."""
+    from tilepipe.predict.maps import BlockJob, Wanted
+    from tilepipe.window import Placement, Window
+
+    rng, core, places = np.random.default_rng(3), side // 2, []
+    for row in (0, core):
+        for col in (0, core):
+            part = Window.of(row, row + core, col, col + core)
+            places.append(Placement(Window.of(0, side, 0, side).shift(row, col), part, part, part))
+    pixels = rng.integers(0, 256, (3, side + core, side + core)).astype(np.uint8)
+    wanted: Any = Wanted(confidence=values is None, values=values)  # type: ignore[arg-type]
+    return BlockJob(pixels, rng.random(pixels.shape[1:]) < 0.9, None, places, (side, side), wanted)
+
+
+def engine_of(name: str, precision: str, steps: Any, side: int = 256) -> Any:
+    from tilepipe.models import build
+    from tilepipe.predict.cuda import CudaEngine
+    from tilepipe.predict.cuda_device import CudaDevice
+    from tilepipe.predict.prepare import prepare
+    from tilepipe.predict.scores import statistics_of
+
+    torch.manual_seed(0)
+    network = build(name, classes=5, bands=3, width=0.25).eval()
+    statistics, device = statistics_of([90.0] * 3, [50.0] * 3, precision), CudaDevice(torch.device("cuda", 0))
+    return CudaEngine(prepare(network, precision, "cuda", steps), statistics, 5, (side, side), device, steps)
+
+
 @pytest.mark.parametrize("name", ["segnet", "segnet-basic", "segnet-basic-encoder-addition"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_steps_leave_the_scores_as_they_are(name: str, precision: str) -> None:
     """Kernels of ours, upload and graphs, against the network as torch runs it on the device, bit for bit."""
-    from tilepipe.models import build
-    from tilepipe.predict.cuda import CudaEngine
-    from tilepipe.predict.cuda_device import CudaDevice
     from tilepipe.predict.cuda_steps import NONE, CudaSteps
-    from tilepipe.predict.maps import BlockJob, Wanted
-    from tilepipe.predict.prepare import prepare
-    from tilepipe.predict.scores import statistics_of
-    from tilepipe.window import Placement, Window
 
-    torch.manual_seed(0)
-    network, tile, core = build(name, classes=5, bands=3, width=0.25).eval(), 256, 128
-    rng, whole = np.random.default_rng(3), Window.of(0, 256, 0, 256)
-    places = []
-    for row in (0, core):
-        for col in (0, core):
-            part = Window.of(row, row + core, col, col + core)
-            places.append(Placement(whole.shift(row, col), part, part, part))
-    values = rng.integers(0, 256, (3, tile + core, tile + core)).astype(np.uint8)
-    job = BlockJob(values, rng.random(values.shape[1:]) < 0.9, None, places, (2 * core,) * 2, Wanted(values="float32"))
-    found = []
+    found, job = [], block_of("float32")
     for steps in (NONE, CudaSteps(), CudaSteps(graph_pixels=0)):
-        ready = prepare(network, precision, "cuda", steps)
-        statistics = statistics_of([90.0] * 3, [50.0] * 3, precision)
-        engine = CudaEngine(ready, statistics, 5, (tile, tile), CudaDevice(torch.device("cuda", 0)), steps)
+        engine = engine_of(name, precision, steps)
         found += [engine.exact(job).values for _ in range(3)]
         assert len(engine.passes._captured) == (4 if steps == CudaSteps() else 0)
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.9999), ("bf16", 0.98)])
+def test_labels_without_scores_agree_with_those_from_scores(precision: str, least: float) -> None:
+    from tilepipe.predict.cuda_steps import CudaSteps
+
+    job = block_of(None)
+    scored, direct = (engine_of("segnet", precision, CudaSteps(classifier=on)).exact(job) for on in (False, True))
+    assert (scored.labels == direct.labels).mean() >= least
+    same = scored.labels == direct.labels
+    assert np.abs(scored.confidence.astype(int) - direct.confidence.astype(int))[same].max() <= 3
 
 
 def test_a_network_that_waits_for_the_device_runs_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,6 +39,7 @@ def test_the_network_alone(tmp_path: Path) -> None:
     assert part["tflops"] * part["ms"] < whole["tflops"] * whole["ms"], "a part is less arithmetic than the whole"
 
 
+@pytest.mark.slow
 def test_whole_jobs(tmp_path: Path) -> None:
     found = rehearsed(tmp_path, "--only", "agreement,whole,gigapixels", "--folder", str(tmp_path))
     assert found["agreement"]["synthetic-landcover"]["same"] > 0.98
@@ -47,12 +48,9 @@ def test_whole_jobs(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"], "what is written is removed"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"), [(["--only", "all"], "the parts are product"), (["--only", "product"], "--rehearse")]
-)
-def test_what_cannot_be_measured_is_refused(arguments: list[str], said: str) -> None:
+def test_without_a_device_a_rehearsal_is_what_can_be_had() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), *arguments]
+    command = [sys.executable, str(SCRIPT), "--only", "product"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert "--rehearse runs the parts that need none" in done.stderr
