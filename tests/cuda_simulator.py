@@ -6,7 +6,7 @@ so `HostDevice` stands in for `tilepipe.predict.cuda_device.CudaDevice`, and ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from tilepipe.predict import blend_cuda as kernels
 from tilepipe.predict.blend import Strip, accumulate, finish, window_weights
 from tilepipe.predict.cpu import CpuEngine
 from tilepipe.predict.cuda import CudaEngine
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted
 from tilepipe.predict.prepare import prepare
 from tilepipe.predict.scores import Array, Patch, score_maps, statistics_of
@@ -64,8 +65,19 @@ class HostDevice:
     def download(self, tensors: Sequence[torch.Tensor]) -> HostDownload:
         return HostDownload(tensors)
 
+    def capture(self, work: Callable[[], None]) -> HostGraph:
+        return HostGraph(work)
+
     def free(self) -> None:
         self.freed += 1
+
+
+class HostGraph:
+    """Runs what it captured again; captured, it has run on whatever its input held."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+        work()
 
 
 class HostDownload:
@@ -131,7 +143,7 @@ def engines(tile: int, device: HostDevice) -> tuple[CpuEngine, CudaEngine]:
     statistics = statistics_of(MEAN, STD, "float32")
     return (
         CpuEngine(network, statistics, 4, (tile, tile), 1),
-        CudaEngine(network, statistics, 4, (tile, tile), device),  # type: ignore[arg-type]
+        CudaEngine(network, statistics, 4, (tile, tile), device, CudaSteps(False, False, False)),  # type: ignore[arg-type]
     )
 
 

@@ -124,3 +124,97 @@ def test_refinement_agrees_with_the_cpu(dtype: type[np.floating], tolerance: flo
     np.testing.assert_allclose(whole, refine(probabilities, colors, valid, p), atol=tolerance)
     part = refine_on(device, probabilities[:, 40:], colors[:, 40:], valid[40:], p)
     np.testing.assert_array_equal(part[:, p.reach :], whole[:, 40 + p.reach :])
+
+
+def checks() -> list[Any]:
+    triton = pytest.importorskip("triton")
+    assert triton
+    import network_checks
+    import triton_checks
+
+    return [*triton_checks.CHECKS, *network_checks.CHECKS]
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_kernels_have_the_bits_of_torchs_operators(number: int) -> None:
+    check = checks()[number]
+    check("cuda")
+
+
+def block_of(values: str | None, side: int = 256) -> Any:
+    """Noise, some of it masked, in 2 x 2 tiles whose cores lie in their corners."""
+    from tilepipe.predict.maps import BlockJob, Wanted
+    from tilepipe.window import Placement, Window
+
+    rng, core, places = np.random.default_rng(3), side // 2, []
+    for row in (0, core):
+        for col in (0, core):
+            part = Window.of(row, row + core, col, col + core)
+            places.append(Placement(Window.of(0, side, 0, side).shift(row, col), part, part, part))
+    pixels = rng.integers(0, 256, (3, side + core, side + core)).astype(np.uint8)
+    wanted: Any = Wanted(confidence=values is None, values=values)  # type: ignore[arg-type]
+    return BlockJob(pixels, rng.random(pixels.shape[1:]) < 0.9, None, places, (side, side), wanted)
+
+
+def engine_of(name: str, precision: str, steps: Any, side: int = 256) -> Any:
+    from tilepipe.models import build
+    from tilepipe.predict.cuda import CudaEngine
+    from tilepipe.predict.cuda_device import CudaDevice
+    from tilepipe.predict.prepare import prepare
+    from tilepipe.predict.scores import statistics_of
+
+    torch.manual_seed(0)
+    network = build(name, classes=5, bands=3, width=0.25).eval()
+    statistics, device = statistics_of([90.0] * 3, [50.0] * 3, precision), CudaDevice(torch.device("cuda", 0))
+    return CudaEngine(prepare(network, precision, "cuda", steps), statistics, 5, (side, side), device, steps)
+
+
+@pytest.mark.parametrize("name", ["segnet", "segnet-basic", "segnet-basic-encoder-addition"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_steps_leave_the_scores_as_they_are(name: str, precision: str) -> None:
+    """Kernels of ours, upload and graphs, against the network as torch runs it on the device, bit for bit."""
+    from tilepipe.predict.cuda_steps import NONE, CudaSteps
+
+    found, job = [], block_of("float32")
+    for steps in (NONE, CudaSteps(), CudaSteps(graph_pixels=0)):
+        engine = engine_of(name, precision, steps)
+        found += [engine.exact(job).values for _ in range(3)]
+        assert len(engine.passes._captured) == (4 if steps == CudaSteps() else 0)
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.9999), ("bf16", 0.98)])
+def test_labels_without_scores_agree_with_those_from_scores(precision: str, least: float) -> None:
+    from tilepipe.predict.cuda_steps import CudaSteps
+
+    job = block_of(None)
+    scored, direct = (engine_of("segnet", precision, CudaSteps(classifier=on)).exact(job) for on in (False, True))
+    assert (scored.labels == direct.labels).mean() >= least
+    same = scored.labels == direct.labels
+    assert np.abs(scored.confidence.astype(int) - direct.confidence.astype(int))[same].max() <= (1 if precision == "float32" else 8)
+
+
+def test_a_network_that_waits_for_the_device_runs_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
+    from tilepipe.predict.predictor import Predictor
+    from tilepipe.window import Placement, Window
+
+    class Waiting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) if x.sum().item() > -1e9 else x
+
+    whole = Window.of(0, 64, 0, 64)
+    with Predictor(Waiting(), mean=[0] * 3, std=[1] * 3, classes=4, device="cuda", tile=(64, 64)) as predictor:
+        predictor.warm_up()
+        assert "not captured as a CUDA graph" in caplog.text
+        values = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
+        maps = [predictor.exact(values, None, [Placement(whole, whole, whole)], (64, 64)).labels for _ in range(3)]
+        assert all((each == maps[0]).all() for each in maps)
+        before = torch.cuda.memory_reserved()
+        for _ in range(50):
+            predictor.exact(values, None, [Placement(whole, whole, whole)], (64, 64))
+        assert torch.cuda.memory_reserved() <= before + (1 << 22), "a failed capture keeps memory"

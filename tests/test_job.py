@@ -55,6 +55,28 @@ def test_a_resumed_job_keeps_its_plan_and_needs_its_memory(tmp_path: Path) -> No
         segment_raster(raster, tmp_path / "out.zarr", model, replace(options, memory=1 << 20))
 
 
+def test_a_job_on_a_gpu_stores_its_steps_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one on a CPU has none, so that it can be resumed whatever Triton is there."""
+    model = model_of(build("linear", classes=4, bands=3).eval(), 4)
+    raster = write_raster(tmp_path / "in.tif", scene((300, 300)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (8 << 30, 8 << 30))
+    jobs, fingerprints, parts = {}, {}, {"steps", "triton"}
+    for found in ("3.6.0", None):
+        for module in ("tilepipe.predict.cuda_steps", "tilepipe.job"):
+            monkeypatch.setattr(f"{module}.triton_version", lambda found=found: found)
+        jobs[found] = prepare(raster, model, SegmentOptions(device="cuda"))
+        fingerprints[found] = jobs[found].fingerprint()
+        assert not prepare(raster, model, SegmentOptions(device="cpu")).fingerprint().keys() & parts
+    with_it, without = fingerprints.values()
+    assert (with_it["steps"]["pooling"], without["steps"]["pooling"]) == (True, False)
+    assert {name for name in with_it if with_it[name] != without[name]} == parts
+    assert jobs[None].settings()["steps"] == without["steps"]
+    assert [any("Triton is not installed" in note for note in jobs[found].notes) for found in jobs] == [False, True]
+
+
 def test_the_bundled_model_is_chosen_by_bands(tmp_path: Path) -> None:
     five = open_raster(write_raster(tmp_path / "five.tif", scene((50, 50), 5), photometric="minisblack"))
     with pytest.raises(UsageError, match="choose bands by --bands, or a model by --model"):

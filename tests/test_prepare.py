@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from encoder import CLASSES, Encoder, block, fitted
 from torch import nn
 
-from tilepipe.predict.prepare import fold_batch_norms, prepare, use_one_thread
+from tilepipe.predict.folding import fold_batch_norms
+from tilepipe.predict.prepare import prepare, use_one_thread
 
 
 class Residual(nn.Module):

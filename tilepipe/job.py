@@ -25,6 +25,7 @@ from tilepipe.member import Member, Models, Reference, choose_models, members_of
 from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, plan, projected
+from tilepipe.predict.cuda_steps import NONE, CudaSteps, triton_version
 from tilepipe.projection import Footprint, PixelLayout, Resources
 from tilepipe.raster.area import AreaMask, open_area, region_window
 from tilepipe.raster.bands import guess
@@ -45,6 +46,13 @@ class Machine:
 
     resources: Resources
     precision: str
+    steps: CudaSteps = NONE
+    """How the network is made faster on a CUDA device."""
+
+    @classmethod
+    def of(cls, resources: Resources, precision: str) -> Machine:
+        """What this machine's libraries allow."""
+        return cls(resources, precision, CudaSteps.on(resources.device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +158,8 @@ class Job:
             "precision": self.precision,
             "device": self.device,
             "versions": versions(),
+            # A job on a CPU is the same whatever GPUs would make of it.
+            **({"steps": self.machine.steps.to_json(), "triton": triton_version()} if self.device == "cuda" else {}),
         }
 
     def spec(self) -> StoreSpec:
@@ -188,6 +198,7 @@ class Job:
             "plans": [made.to_json() for made in self.plans],
             "precision": self.precision,
             "device": self.device,
+            "steps": self.machine.steps.to_json() if self.device == "cuda" else None,
             "raster": self.source.info.name,
             "models": models,
             "refinement": None if self.crf is None else asdict(self.crf),
@@ -235,7 +246,8 @@ def prepare_raster(
     crf = _crf(members, options)
     notes += resolution_notes(members, source.info)
     resources = resources_of(options, device)
-    made = _plan(source, members, options, crf, Machine(resources, precision), stored)
+    machine = Machine.of(resources, precision)
+    made = _plan(source, members, options, crf, machine, stored)
     area = None if options.mask is None else open_area(options.mask, source.info)
     obstacle = next((m.geometry.obstacle for m in members if m.geometry.obstacle is not None), None)
     if made[0].exact is False and obstacle is not None:
@@ -243,7 +255,9 @@ def prepare_raster(
     staging = _staging(source.info, made[0], options)
     if staging is not None:
         notes.append(f"staged first: {staging}")
-    return Job(source, area, members, made, options, crf, Machine(resources, precision), tuple(notes), staging)
+    if device == "cuda" and triton_version() is None:
+        notes.append("Triton is not installed: poolings, biases and ReLUs run as torch's own, which is slower")
+    return Job(source, area, members, made, options, crf, machine, tuple(notes), staging)
 
 
 def replanned(job: Job, options: SegmentOptions) -> Job:
@@ -251,7 +265,7 @@ def replanned(job: Job, options: SegmentOptions) -> Job:
 
     Raster, models, memory and threads stay those of `job`, whatever `options` say of them.
     """
-    machine = Machine(job.resources, options.precision or job.precision)
+    machine = Machine.of(job.resources, options.precision or job.precision)
     made = _plan(job.source, job.members, options, job.crf, machine, None)
     staging = _staging(job.source.info, made[0], options)
     return replace(job, plans=made, options=options, machine=machine, staging=staging)

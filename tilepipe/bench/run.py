@@ -38,6 +38,7 @@ from tilepipe.job import Job, prepare, replanned
 from tilepipe.machine import versions
 from tilepipe.member import Models
 from tilepipe.options import SegmentOptions
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.prepare import Prepared, use_large_pages
 from tilepipe.predict.prepare import prepare as prepare_network
 from tilepipe.scene.synthetic import write_scene
@@ -168,7 +169,8 @@ class _Bench:
         for precision in self._precisions():
             self.note(f"matrix products in {precision}")
             products[precision] = network.product_rate(precision, device, threads, self.how.seconds)
-            networks = [prepare_network(member.network, precision, device) for member in self.job.members]
+            steps = CudaSteps.on(device.type)
+            networks = [prepare_network(member.network, precision, device, steps) for member in self.job.members]
             each = [self._in_precision(one, precision) for one in tried]
             fitting = [one for one in each if one is not None]
             for one in fitting:

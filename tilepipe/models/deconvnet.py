@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.errors import ModelError
-from tilepipe.models.layers import check_numbers, check_sides, check_upsampling, initialise, scaled, upsample
+from tilepipe.models.layers import check_numbers, check_sides, check_upsampling, initialise, scaled
+from tilepipe.models.pooling import pools, unpools
 from tilepipe.models.vgg import DROPOUT, FC_SIZE, FC_WIDTH, VGG16_STAGES, normalised_encoder, stage_widths
 
 torch.fx.wrap("check_sides")
@@ -103,6 +103,7 @@ class DeconvNet(nn.Module):
         self.decoder = nn.ModuleList(_deconv_stage([*reversed(widths[1:]), widths[0]]) for widths in stages[:0:-1])
         self.decoder.append(_deconv_stage([first, first, first]))
         self.classifier = nn.Conv2d(first, config.classes, 1)
+        self.pools, self.unpools = pools(len(stages)), unpools(len(stages), config.upsample)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,14 +111,14 @@ class DeconvNet(nn.Module):
         step = self.config.step
         check_sides(x.shape, "DeconvNet", step, self.config.kernel * step)
         places = []
-        for stage in self.encoder:
+        for stage, pool in zip(self.encoder, self.pools, strict=True):
             x = stage(x)
             size = x.shape[-2:]
-            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            x, indices = pool(x)
             places.append((indices, size))
         x = self.fc6_deconv(self.fc7(self.fc6(x)))
-        for stage, (indices, size) in zip(self.decoder, reversed(places), strict=True):
-            x = stage(upsample(x, indices, size, self.config.upsample))
+        for stage, unpool, (indices, size) in zip(self.decoder, self.unpools, reversed(places), strict=True):
+            x = stage(unpool(x, indices, size))
         return self.classifier(x)
 
 

@@ -9,9 +9,8 @@ always do; where a map was cropped they pad too, but what that spoils is left of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.window import Interval, Window
@@ -55,7 +54,7 @@ class Unpooling(NamedTuple):
     """What a decoder stage needs to undo a 2x2 pooling."""
 
     indices: Tensor
-    """Where in its plane each pooled value was found."""
+    """Where each pooled value was found, as the stage's `Unpool` reads it."""
     size: tuple[int, ...]
     """(rows, columns) of what was pooled."""
     added: Tensor | None = None
@@ -63,33 +62,28 @@ class Unpooling(NamedTuple):
 
 
 def decoded_part(
-    x: Tensor, unpoolings: Sequence[Unpooling], stages: Sequence[nn.Module], classifier: nn.Module, part: Window
+    x: Tensor,
+    unpoolings: Sequence[Unpooling],
+    stages: Sequence[tuple[Any, nn.Module]],
+    classifier: nn.Module,
+    part: Window,
 ) -> Tensor:
     """`part` of what the decoder makes of the innermost map `x`: (N, channels, *part.shape).
 
-    unpoolings, stages: from the innermost to the outermost. A stage unpools by 2, convolves, and adds.
+    unpoolings, stages: from the innermost to the outermost. A stage is an `Unpool` and convolutions; adding follows.
     """
-    last = need = grown(part, reach_of(classifier), unpoolings[-1].size)
+    need = grown(part, reach_of(classifier), unpoolings[-1].size)
     lows: list[Window] = []
-    for stage, unpooling in zip(reversed(stages), reversed(unpoolings), strict=True):
+    for (_, stage), unpooling in zip(reversed(stages), reversed(unpoolings), strict=True):
         need = pooled(grown(need, reach_of(stage), unpooling.size))
         lows.insert(0, need)
     have = whole(x)
-    for stage, unpooling, low in zip(stages, unpoolings, lows, strict=True):
-        x = stage(unpool_part(cropped(x, have, low), unpooling, low))
+    for (unpool, stage), (indices, size, added), low in zip(stages, unpoolings, lows, strict=True):
+        x = stage(unpool.part(cropped(x, have, low), indices, size, low))
         have = doubled(low)
-        if unpooling.added is not None:
-            x = x + cropped(unpooling.added, whole(unpooling.added), have)
-    return cropped(classifier(cropped(x, have, last)), last, part)
-
-
-def unpool_part(x: Tensor, unpooling: Unpooling, part: Window) -> Tensor:
-    """The unpooled map over `part` of the pooled one, which is `x`: (N, C, 2 rows, 2 columns)."""
-    places, width = cropped(unpooling.indices, whole(unpooling.indices), part), unpooling.size[1]
-    rows, cols = places.div(width, rounding_mode="floor"), places % width
-    own = doubled(part)
-    local = (rows - own.rows.start) * own.shape[1] + (cols - own.cols.start)
-    return F.max_unpool2d(x, local, (2, 2), (2, 2), output_size=own.shape)
+        x = x if added is None else x + cropped(added, whole(added), have)
+    # What is left of `have` around the part's reach is less than copying the map without it would cost.
+    return cropped(classifier(x), have, part)
 
 
 def whole(x: Tensor) -> Window:

@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilepipe.models.layers import (
@@ -31,9 +30,9 @@ from tilepipe.models.layers import (
     conv_stage,
     initialise,
     scaled,
-    upsample,
 )
 from tilepipe.models.partial import Unpooling, cropped, decoded_part, whole
+from tilepipe.models.pooling import pools, unpools
 from tilepipe.models.vgg import VGG16_STAGES
 from tilepipe.window import Window
 
@@ -80,29 +79,31 @@ class SegNet(nn.Module):
         last = config.features(VGG16_STAGES[0][0])
         self.decoder.append(conv_stage([last, last]))
         self.classifier = nn.Conv2d(last, config.classes, 3, padding=1)
+        self.pools, self.unpools = pools(len(VGG16_STAGES)), unpools(len(VGG16_STAGES), config.upsample)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
         x, unpoolings = self._encoded(x)
-        for stage, (indices, size, _) in zip(self.decoder, unpoolings, strict=True):
-            x = stage(upsample(x, indices, size, self.config.upsample))
+        for stage, unpool, (indices, size, _) in zip(self.decoder, self.unpools, unpoolings, strict=True):
+            x = stage(unpool(x, indices, size))
         return self.classifier(x)
 
     def forward_part(self, x: Tensor, part: Window) -> Tensor:
         """What `forward` gives in `part` of its output: (N, classes, *part.shape)."""
         if self.config.upsample != "unpool":
             return cropped(self(x), whole(x), part)
-        return decoded_part(*self._encoded(x), list(self.decoder), self.classifier, part)
+        x, unpoolings = self._encoded(x)
+        return decoded_part(x, unpoolings, list(zip(self.unpools, self.decoder, strict=True)), self.classifier, part)
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, list[Unpooling]]:
         """The innermost map, and what the decoder's stages need, from the innermost on."""
         check_sides(x.shape, "SegNet", 32)
         unpoolings: list[Unpooling] = []
-        for stage in self.encoder:
+        for stage, pool in zip(self.encoder, self.pools, strict=True):
             x = stage(x)
             size = x.shape[-2:]
-            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            x, indices = pool(x)
             unpoolings.insert(0, Unpooling(indices, size))
         return x, unpoolings
 

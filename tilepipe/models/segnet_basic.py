@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from tilepipe.models.layers import check_sides, conv_norm, initialise
 from tilepipe.models.partial import Unpooling, decoded_part
+from tilepipe.models.pooling import pools, unpools
 from tilepipe.models.segnet import SegNetConfig
 from tilepipe.window import Window
 
@@ -83,28 +84,30 @@ class SegNetBasic(nn.Module):
             nn.Sequential(*conv_norm(features, features, KERNEL, groups)) for _ in range(STAGES)
         )
         self.classifier = nn.Conv2d(features, config.classes, 1)
+        self.pools, self.unpools = pools(STAGES), unpools(STAGES)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, before any softmax."""
         x, unpoolings = self._encoded(x)
-        for stage, (indices, size, added) in zip(self.decoder, unpoolings, strict=True):
-            x = stage(F.max_unpool2d(x, indices, (2, 2), (2, 2), output_size=size))
+        for stage, unpool, (indices, size, added) in zip(self.decoder, self.unpools, unpoolings, strict=True):
+            x = stage(unpool(x, indices, size))
             x = x if added is None else x + added
         return self.classifier(x)
 
     def forward_part(self, x: Tensor, part: Window) -> Tensor:
         """What `forward` gives in `part` of its output: (N, classes, *part.shape)."""
-        return decoded_part(*self._encoded(x), list(self.decoder), self.classifier, part)
+        x, unpoolings = self._encoded(x)
+        return decoded_part(x, unpoolings, list(zip(self.unpools, self.decoder, strict=True)), self.classifier, part)
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, list[Unpooling]]:
         """The innermost map, and what the decoder's stages need, from the innermost on."""
         check_sides(x.shape, "SegNet-Basic", STEP)
         unpoolings: list[Unpooling] = []
-        for stage in self.encoder:
+        for stage, pool in zip(self.encoder, self.pools, strict=True):
             x = stage(x)
             size, added = x.shape[-2:], x if self.addition else None
-            x, indices = F.max_pool2d(x, 2, 2, return_indices=True)
+            x, indices = pool(x)
             unpoolings.insert(0, Unpooling(indices, size, added))
         return x, unpoolings
 

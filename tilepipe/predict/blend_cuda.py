@@ -47,7 +47,7 @@ def _power_sum(scores: Any, y: int, x: int, label: int) -> Any:
     return total
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def score_maps(
     scores: Any, to: Any, keep: Any, labels: Any, confidence: Any, probabilities: Any, scale: Any, undefined: Any
 ) -> None:
@@ -75,7 +75,7 @@ def score_maps(
                     probabilities[c, row, col] = p * np.float32(scale[0]) + np.float32(scale[1])
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def accumulate(scores: Any, to: Any, keep: Any, weights: Any, sums: Any, state: Any, undefined: Any) -> None:
     """Add a crop's softmax probabilities, times `weights`, to a strip from `to` (row, column) on.
 
@@ -108,7 +108,7 @@ def accumulate(scores: Any, to: Any, keep: Any, weights: Any, sums: Any, state: 
             state[row, col] = 4 * first + 2
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def finish(sums: Any, rows: Any, labels: Any, confidence: Any, probabilities: Any, scale: Any) -> None:
     """Turn a strip's first rows into rows[0]..rows[1]-1 of a block's maps: normalise, best class, confidence."""
     x, y = cuda.grid(2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -13,8 +13,12 @@ import torch
 from tilepipe.errors import RunError
 from tilepipe.predict import blend_cuda as kernels
 from tilepipe.predict.cuda_device import CudaDevice, Download
+from tilepipe.predict.cuda_graph import Passes
+from tilepipe.predict.cuda_input import TileInput
+from tilepipe.predict.cuda_labelling import Labelling
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
-from tilepipe.predict.prepare import Prepared, scores_of
+from tilepipe.predict.prepare import Prepared
 from tilepipe.predict.scores import Array, label_dtype
 from tilepipe.window import Placement, Window
 
@@ -36,10 +40,14 @@ class CudaEngine:
         classes: int,
         tile: tuple[int, int],
         device: CudaDevice,
+        steps: CudaSteps,
     ) -> None:
-        self.network, self.classes, self.tile, self.device = network, classes, tile, device
-        place = device.device
-        self.mean, self.std = (torch.from_numpy(s).to(place).view(-1, 1, 1) for s in statistics)
+        self.classes, self.tile, self.device = classes, tile, device
+        self.input = TileInput(network, statistics, device.device, steps)
+        capturing = tile[0] * tile[1] <= steps.graph_pixels
+        self.passes = Passes(network, classes, device, capturing)
+        self.labelling = None if network.last is None else Labelling(network, device, capturing)
+        self._weights: tuple[Array, torch.Tensor] | None = None
         self._lock = Lock()
 
     def close(self) -> None:
@@ -71,6 +79,12 @@ class CudaEngine:
     def blend(self, job: BlockJob, weights: Array) -> BlockMaps:
         """The block's maps from its tiles' weighted probabilities, added in the order of placements."""
         return self._twice(job, lambda block: block.blend(weights))
+
+    def weights(self, values: Array) -> torch.Tensor:
+        """The tiles' weights on the device, where they stay from one block to the next."""
+        if self._weights is None or self._weights[0] is not values:
+            self._weights = values, self.device.upload([self.device.stage(values)])[0]
+        return self._weights[1]
 
     def _twice(self, job: BlockJob, queue: Callable[[_Block], Download]) -> BlockMaps:
         staged = [self.device.stage(array) for array in (job.values, job.valid, job.keep) if array is not None]
@@ -120,24 +134,31 @@ class _Block:
 
     def scores(self, tile: Placement) -> torch.Tensor:
         """The scores of a tile's crop, (classes, h, w), float32 or float64."""
-        engine, (rows, cols) = self.engine, _slices(tile.source)
-        assert tile.source.shape == engine.tile, f"a tile of {tile.source.shape} where {engine.tile} is planned"
-        pixels = self.values[:, rows, cols].to(engine.mean.dtype)
-        pixels = pixels.sub_(engine.mean) if pixels is not self.values else pixels - engine.mean
-        pixels.div_(engine.std)
-        if self.valid is not None:
-            pixels.masked_fill_(~self.valid[rows, cols], 0)
-        # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            scores, (row, col) = scores_of(engine.network, pixels[None], engine.classes, tile.core)
+        with self._ready(tile) as pixels:
+            scores, (row, col) = self.engine.passes(pixels, tile.core)
         crop = scores[0][:, *_slices(tile.crop.shift(-row, -col))]
         return crop if crop.dtype in (torch.float32, torch.float64) else crop.float()
 
+    @contextmanager
+    def _ready(self, tile: Placement) -> Iterator[torch.Tensor]:
+        """A tile's input, in a context in which networks compute."""
+        engine = self.engine
+        assert tile.source.shape == engine.tile, f"a tile of {tile.source.shape} where {engine.tile} is planned"
+        pixels = engine.input.cut(self.values, self.valid, tile.source)
+        # Chosen by rule, not by timing, and never in TF32: every worker computes the same bytes.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield pixels
+
     def exact(self) -> Download:
-        if self.job.wanted.values is not None:
+        wanted, labelling = self.job.wanted, self.engine.labelling
+        if wanted.values is not None:
             return self._exact_values()
         maps = self._maps()
         for tile in self.job.kept_placements():
+            if labelling is not None and wanted.probabilities is None:
+                with self._ready(tile) as pixels:
+                    labelling.label(pixels, tile, *maps[:2], self.keep, self.undefined)
+                continue
             self._run(
                 kernels.score_maps,
                 tile.crop.shape,
@@ -160,7 +181,7 @@ class _Block:
         values = torch.zeros((channels, *job.shape), dtype=self.values_kind, device=place)
         sums = torch.zeros((channels + 1, *job.shape), dtype=torch.float32, device=place)
         seen = torch.zeros(job.shape, dtype=torch.int32, device=place)
-        window = torch.from_numpy(weights).to(place)
+        window = self.engine.weights(weights)
         for tile in job.kept_placements():
             scores, weight, to = self.scores(tile), window[_slices(tile.crop)], _slices(tile.target)
             self._count_undefined(scores, None if job.keep is None else self.keep[to])
@@ -183,7 +204,7 @@ class _Block:
         rows, groups = blend_rows(job.kept_placements())
         sums = torch.zeros((classes + 1, rows, job.shape[1]), dtype=torch.float32, device=place)
         state = torch.zeros((rows, job.shape[1]), dtype=torch.int32, device=place)
-        window = torch.from_numpy(weights).to(place)
+        window = self.engine.weights(weights)
         counts = torch.zeros(3, dtype=torch.int64, device=place)
         starts = [start for start, _ in groups] + [job.shape[0]]
         for (start, tiles), end in zip(groups, starts[1:], strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,9 +22,9 @@ from numba import cuda
 
 
 class CudaDevice:
-    """One CUDA device, with a stream for uploads and one for computing.
+    """One CUDA device, with a stream for computing and one for copies in each direction.
 
-    Work is queued in the order of calls; nothing waits but `fetch`. Buffers that are uploaded or fetched are
+    Work is queued in the order of calls; nothing waits but `Download.wait`. Buffers that are uploaded or fetched are
     page-locked, and come from torch's cache of such memory.
     """
 
@@ -32,6 +32,8 @@ class CudaDevice:
         self.device = device
         self._uploads = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._downloads = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph_memory: Any = None
 
     def stage(self, values: Array) -> torch.Tensor:
         """A page-locked copy of `values`, from which `upload` does not have to wait."""
@@ -61,13 +63,36 @@ class CudaDevice:
             kernel[grid, threads, stream](*given)
 
     def download(self, tensors: Sequence[torch.Tensor]) -> Download:
-        """Queue copies of `tensors` to the host, after all that is queued."""
+        """Queue copies of `tensors` to the host, after all computing that is queued and beside what comes next."""
         copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-        for copy, tensor in zip(copies, tensors, strict=True):
-            copy.copy_(tensor, non_blocking=True)
+        self._downloads.wait_stream(self._computing)
+        with torch.cuda.stream(self._downloads):
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+                tensor.record_stream(self._downloads)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(self.device))
+        done.record(self._downloads)
         return Download(copies, done)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """What `work` queues on the computing stream, as a graph to `replay`; nothing of it runs now.
+
+        All graphs take their memory from one pool: at most one of them may be running.
+        """
+        if self._graph_memory is None:
+            self._graph_memory = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may meanwhile ask for memory, which another mode would take for a fault of this one.
+        mode = "thread_local"
+        try:
+            with torch.cuda.graph(graph, self._graph_memory, self._computing, capture_error_mode=mode):
+                work()
+        except Exception:
+            # A capture that fails may leave the allocator waiting for its end, and giving nothing back meanwhile.
+            with suppress(Exception):
+                torch._C._cuda_endAllocateToPool(self.device.index, self._graph_memory)
+            raise
+        return graph
 
     def free(self) -> None:
         """Wait for all that is queued, and give cached memory back to the device."""

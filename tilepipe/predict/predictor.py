@@ -13,6 +13,7 @@ from torch import nn
 
 from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.predict.cpu import CpuEngine
+from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted
 from tilepipe.predict.prepare import prepare
 from tilepipe.predict.scores import Array, label_dtype, statistics_of
@@ -83,14 +84,15 @@ class Predictor:
         label_dtype(classes)
         self.classes, self.tile, self.bands = classes, tile, len(mean)
         target = _device(device)
-        self.network = prepare(network, precision, target)
+        steps = CudaSteps.on(target.type)
+        self.network = prepare(network, precision, target, steps)
         statistics = statistics_of(mean, std, precision)
         self._engine: Engine
         if target.type == "cuda":
             from tilepipe.predict.cuda import CudaEngine
             from tilepipe.predict.cuda_device import CudaDevice
 
-            self._engine = CudaEngine(self.network, statistics, classes, tile, CudaDevice(target))
+            self._engine = CudaEngine(self.network, statistics, classes, tile, CudaDevice(target), steps)
         else:
             self._engine = CpuEngine(self.network, statistics, classes, tile, threads)
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.models.partial import Partial
+from tilepipe.predict.cuda_steps import NONE, CudaSteps
+from tilepipe.predict.folding import fold_batch_norms
 from tilepipe.window import Window
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 """The precisions, by name."""
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Prepared(nn.Module):
@@ -42,6 +39,10 @@ class Prepared(nn.Module):
         """Batch normalisations that became part of a convolution."""
         self.unfolded = unfolded
         """Batch normalisations that run as they are."""
+        self.channels = 0
+        """Input channels that the network wants, where these are more than its bands: the others are 0."""
+        self.last: Any = None
+        """The last convolution, where a kernel can take its place (`cuda_network.LastConvolution`)."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The scores, of the first tensor where the network gives several."""
@@ -62,11 +63,17 @@ class Prepared(nn.Module):
         return pixels.to(self.dtype).contiguous(memory_format=layout)
 
 
-def prepare(network: nn.Module, precision: str = "float32", device: torch.device | str = "cpu") -> Prepared:
+def prepare(
+    network: nn.Module,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    steps: CudaSteps = NONE,
+) -> Prepared:
     """A copy of `network` in evaluation mode, without gradients, folded, in `precision` on `device`.
 
     precision: a name of DTYPES; parameters that are not floating point stay as they are. Activations are channels
-    last where that is faster: not in float64, and not where every convolution looks at one pixel.
+    last where that is faster: not in float64, and not where every convolution looks at one pixel. Where they are,
+    `steps` replace modules by kernels for CUDA.
     """
     if precision not in DTYPES:
         raise UsageError(f"precision {precision!r} is not known; use one of {', '.join(DTYPES)}")
@@ -81,9 +88,16 @@ def prepare(network: nn.Module, precision: str = "float32", device: torch.device
     own.to(device=device, dtype=dtype)
     if channels_last:
         own.to(memory_format=torch.channels_last)
-    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu":
+    if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu" and not steps.replace:
         _use_one_kernel(own)
-    return Prepared(own, dtype, channels_last, folded, unfolded)
+    ready = Prepared(own, dtype, channels_last, folded, unfolded)
+    if channels_last and steps.replace:
+        from tilepipe.predict.cuda_network import adapt
+        from tilepipe.predict.triton_kernels import check
+
+        check(torch.device(device))
+        ready.channels, ready.last = adapt(own, steps)
+    return ready
 
 
 class OneKernelConv2d(nn.Conv2d):
@@ -154,90 +168,6 @@ def scores_of(network: Prepared, pixels: torch.Tensor, classes: int, core: Windo
             f"{classes} classes need (1, {classes}, rows, columns)"
         )
     return TileScores(scores, (0, 0) if part is None else part.origin)
-
-
-# --- folding --------------------------------------------------------------------------------------------------
-
-
-def fold_batch_norms(network: nn.Module) -> int:
-    """The number of batch normalisations folded, in place, into the convolutions before them.
-
-    A pair is folded when the traced graph shows that every result of the convolution goes to that normalisation
-    only, and nothing else reads the modules; a network that torch.fx cannot trace is left as it is. Weights are
-    computed in float64 and cast back (Jacob et al., arXiv 1712.05877, section 3.2).
-    """
-    try:
-        graph = fx.Tracer().trace(network)
-    except Exception:  # networks run arbitrary code while they are traced, and may raise anything
-        return 0
-    modules = dict(network.named_modules(remove_duplicate=False))
-    pairs = list(_foldable(graph, modules))
-    for conv, norm in pairs:
-        _fold(conv, norm)
-        for name, module in modules.items():
-            if module is norm:
-                parent, _, child = name.rpartition(".")
-                setattr(modules[parent], child, nn.Identity().eval())
-    return len(pairs)
-
-
-def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
-    calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[modules[str(node.target)]].append(node)
-    read = {modules[name] for name in _modules_read(graph, modules)}
-    for norm, nodes in calls.items():
-        sources = {node.args[0] for node in nodes if len(node.args) == 1 and not node.kwargs}
-        found = {modules[str(s.target)] for s in sources if isinstance(s, fx.Node) and s.op == "call_module"}
-        if len(found) != 1 or len(sources) != len(nodes):
-            continue
-        conv = found.pop()
-        single = set(calls[conv]) == sources and all(len(node.users) == 1 for node in calls[conv])
-        if single and not {conv, norm} & read and _is_plain(conv, norm):
-            yield conv, norm
-
-
-def _modules_read(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[str]:
-    # Modules whose parameters the network reads by name.
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            name = str(node.target).rpartition(".")[0]
-            if name in modules:
-                yield name
-
-
-def _is_plain(conv: Any, norm: Any) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return (
-        type(conv) in CONVOLUTIONS
-        and type(norm) in NORMALISATIONS
-        and norm.running_mean is not None
-        and norm.running_var is not None
-        and not norm.training
-        and not any(getattr(module, hook) for module in (conv, norm) for hook in hooks)
-        and conv.weight.is_floating_point()
-    )
-
-
-def _fold(conv: Any, norm: Any) -> None:
-    shape = [1] * conv.weight.dim()
-    with torch.no_grad():
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-        bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
-        weight = conv.weight.double()
-        if conv.transposed:  # (in, out / groups, ...): group g holds outputs g * out / groups and on
-            grouped = weight.unflatten(0, (conv.groups, -1))
-            factors = scale.view(conv.groups, 1, -1, *shape[2:])
-            weight = (grouped * factors).flatten(0, 1)
-        else:
-            weight = weight * scale.view(-1, *shape[1:])
-        kept = conv.weight.dtype
-        conv.weight = nn.Parameter(weight.to(kept), requires_grad=False)
-        conv.bias = nn.Parameter(bias.to(kept), requires_grad=False)
 
 
 # --- the process ----------------------------------------------------------------------------------------------
