@@ -1,0 +1,151 @@
+"""A finished label map as polygons: one for each region of connected pixels of a class, whatever the map's size."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilepipe.errors import StoreError, UsageError
+from tilepipe.ground import row_areas
+from tilepipe.polygons.rings import Traced
+from tilepipe.polygons.strips import read_strips
+from tilepipe.polygons.tracer import Tracer
+from tilepipe.polygons.write import DRIVERS, IDENTITY, Layer, import_arrow, write_layer
+from tilepipe.store.durable import explain
+from tilepipe.store.output import OutputStore, open_store
+from tilepipe.store.spec import StoreSpec
+
+SLICE = 1 << 20
+"""Pixels after which whole polygons are taken out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolygonOptions:
+    """Which polygons are written, and how."""
+
+    classes: Sequence[str] = ()
+    """Names or numbers of the classes to write; none for all."""
+    allow_partial: bool = False
+    """Export an unfinished store, too, without polygons where blocks are not done."""
+    overwrite: bool = False
+
+
+def is_vector(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name ends as one of polygons."""
+    return Path(path).suffix.lower() in DRIVERS
+
+
+def export_polygons(
+    store_path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    options: PolygonOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, int]:
+    """The path of the file that now holds the store's polygons, and how many: it appears when it is whole.
+
+    A polygon is a region of pixels of one class that are connected along their sides, with its holes, joined over
+    all blocks. `progress` is called with (pixels read, pixels in all). Raises UsageError for an output that exists
+    or an option that is not legal, StoreError for a store without labels or an unfinished one, RunError for a full
+    disk.
+    """
+    options = options or PolygonOptions()
+    target = Path(file)
+    if not is_vector(target):
+        raise UsageError(f"{target} is no file of polygons; its name must end in {', '.join(DRIVERS)}")
+    if target.exists() and (target.is_dir() or not options.overwrite):
+        raise UsageError(f"{target} exists; choose another path or use --overwrite")
+    import_arrow()
+    store = open_store(store_path)
+    _check(store, options)
+    areas = row_areas(store.spec)
+    chosen = chosen_classes(store.spec, options.classes)
+    layer = Layer(
+        target.stem,
+        store.spec.classes,
+        store.spec.crs_wkt,
+        store.spec.transform or IDENTITY,
+        areas is not None,
+        store.spec.confidence,
+    )
+    cells = np.ones(store.spec.shape[0]) if areas is None else areas
+    batches = _polygons(store, chosen, cells, progress)
+    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix.lower()}")
+    try:
+        with _explained(target):
+            count = write_layer(temporary, layer, batches)
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
+    finally:
+        for path in target.parent.glob(f"{glob.escape(temporary.stem)}*"):
+            path.unlink(missing_ok=True)
+    return target, count
+
+
+def chosen_classes(spec: StoreSpec, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Which labels (values of the labels' dtype,) are chosen by names or numbers; all classes where none are given."""
+    names = [label.name for label in spec.classes]
+    chosen = np.zeros(spec.nodata + 1, bool)
+    for word in classes:
+        if word in names:
+            chosen[[number for number, name in enumerate(names) if name == word]] = True
+        elif word.isdecimal() and int(word) < len(names):
+            chosen[int(word)] = True
+        else:
+            raise UsageError(f"no class {word!r}; the map's are {', '.join(names)}, numbers 0 to {len(names) - 1}")
+    if not classes:
+        chosen[: len(names)] = True
+    return chosen
+
+
+def _check(store: OutputStore, options: PolygonOptions) -> None:
+    if store.spec.kind != "labels":
+        raise StoreError(f"{store.path} holds values, no labels; export them as GeoTIFF, since polygons need classes")
+    if store.spec.transform is None and store.spec.gcps:
+        raise StoreError(
+            f"{store.path} has control points, no transform; export a GeoTIFF, which keeps them, and warp that"
+        )
+    done = len(store.done())
+    if done < store.blocks and not options.allow_partial:
+        raise StoreError(
+            f"{store.path} has {done} of {store.blocks} blocks; run its command again to finish it, "
+            "or allow a partial export"
+        )
+
+
+def _polygons(
+    store: OutputStore,
+    chosen: NDArray[np.bool_],
+    cells: NDArray[np.float64],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Traced]:
+    """The chosen classes' polygons, batch by batch; other classes count as nodata."""
+    spec = store.spec
+    tracer = Tracer(spec.shape[1], spec.label_dtype, spec.nodata)
+    table = np.where(chosen, np.arange(spec.nodata + 1), spec.nodata).astype(spec.label_dtype)
+    rows = max(1, SLICE // spec.shape[1])
+    for strip in read_strips(store):
+        labels = table[strip.labels]
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            trust = None if strip.confidence is None else strip.confidence[part]
+            yield tracer.feed(labels[part], cells[strip.row + start : strip.row + start + rows], trust)
+        if progress is not None:
+            progress((strip.row + len(labels)) * spec.shape[1], spec.shape[0] * spec.shape[1])
+    yield tracer.finish()
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, target) from error
