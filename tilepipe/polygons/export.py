@@ -17,8 +17,8 @@ from tilepipe.errors import StoreError, UsageError
 from tilepipe.ground import row_areas
 from tilepipe.polygons.rings import Traced
 from tilepipe.polygons.strips import read_strips
-from tilepipe.polygons.tracer import Tracer
-from tilepipe.polygons.write import DRIVERS, IDENTITY, Layer, import_arrow, write_layer
+from tilepipe.polygons.tracer import IDENTITY, Tracer
+from tilepipe.polygons.write import DRIVERS, Layer, import_arrow, write_layer
 from tilepipe.store.durable import explain
 from tilepipe.store.output import OutputStore, open_store
 from tilepipe.store.spec import StoreSpec
@@ -129,7 +129,7 @@ def _polygons(
 ) -> Iterator[Traced]:
     """The chosen classes' polygons, batch by batch; other classes count as nodata."""
     spec = store.spec
-    tracer = Tracer(spec.shape[1], spec.label_dtype, spec.nodata)
+    tracer = Tracer(spec.shape, spec.label_dtype, spec.nodata)
     table = np.where(chosen, np.arange(spec.nodata + 1), spec.nodata).astype(spec.label_dtype)
     rows = max(1, SLICE // spec.shape[1])
     for strip in read_strips(store):

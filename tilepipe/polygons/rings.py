@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tilepipe.polygons.simplify import Thinning, thin_ring
 from tilepipe.polygons.sweep import (
     CLOSED,
     COL,
@@ -63,7 +64,7 @@ class Traced(NamedTuple):
 
 
 @compiled
-def collect(graph: Graph, written: NDArray[np.bool_]) -> Traced:
+def collect(graph: Graph, written: NDArray[np.bool_], thinning: Thinning) -> Traced:
     """The polygons of the closed regions, in order, whose label is `written`; all of these regions are let go."""
     rings = Rings(np.empty(1024, np.int32), np.empty(16, np.int64), np.empty(1024, np.int32))
     points, ends = np.empty((4096, 2), np.int32), np.empty(256, np.int64)
@@ -73,6 +74,9 @@ def collect(graph: Graph, written: NDArray[np.bool_]) -> Traced:
     for i in range(found):
         region = graph.closed[i]
         rings, number, outer = _rings_of(graph, region, rings)
+        if thinning.tolerance >= 0:
+            for k in range(number):
+                thin_ring(graph, rings.ids[(rings.ends[k - 1] if k else 0) : rings.ends[k]], thinning)
         if written[graph.regions[region, LABEL]]:
             points = _roomy_pairs(points, used + rings.ends[number - 1])
             ends = _roomy_ends(ends, ring_count + number)

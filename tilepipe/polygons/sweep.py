@@ -39,8 +39,11 @@ CHAIN = 9
 """The next vertex of the same cell of an index."""
 VERTEX_COLUMNS = 10
 
-COUNT, START, SETTLED, DROPPED = 7, 8, 16, 32
-"""Bits of PASSES: a ring still starts here; simplification has decided; it leaves the vertex out."""
+COUNT, START, JUNCTION, SETTLED, DROPPED = 7, 8, 16, 32, 64
+"""Bits of PASSES: a ring still starts here; three borders or more meet; simplification has decided, and against it."""
+
+CELL = 4
+"""Cells of the index are 2 ** CELL pixels on a side."""
 
 # Columns of `Graph.regions`.
 PARENT, LABEL, PIXELS, TRUST, SURE, HEAD, TAIL, SEEN = range(8)
@@ -69,6 +72,8 @@ class Graph(NamedTuple):
     columns: NDArray[np.int32]
     """(width + 1,): the last vertex on the border that runs south there."""
     counts: NDArray[np.int64]
+    cells: NDArray[np.int32]
+    """(buckets,): the first vertex of each bucket of an index by cells of the map; of size 0 where none is needed."""
 
 
 @compiled
@@ -243,6 +248,8 @@ def _mark_vertices(graph: Graph, row: int, void: int) -> None:
                 else:
                     vertices[regions[region, TAIL], NEXT] = vertex
                 regions[region, TAIL] = vertex
+        if north + south + west + east > 2:
+            passes |= JUNCTION
         vertices[vertex, PASSES] = passes
 
 
@@ -258,11 +265,56 @@ def _new_vertex(graph: Graph, row: int, col: int) -> int:
     vertices[vertex] = NONE
     vertices[vertex, ROW] = row
     vertices[vertex, COL] = col
+    if graph.cells.size:
+        _enter(graph, vertex)
     return vertex
 
 
 @compiled
 def free_vertex(graph: Graph, vertex: int) -> None:
     """Give the vertex's number back."""
+    if graph.cells.size:
+        _leave(graph, vertex)
     graph.vertices[vertex, EAST] = graph.counts[FREE_VERTEX]
     graph.counts[FREE_VERTEX] = vertex
+
+
+@compiled
+def bucket(i: int, j: int, buckets: int) -> int:
+    """Where the index keeps the vertices of a cell (row, column); `buckets` is a power of 2."""
+    return (i * 73856093 ^ j * 19349663) & (buckets - 1)
+
+
+@compiled
+def _place(graph: Graph, vertex: int) -> int:
+    row, col = graph.vertices[vertex, ROW], graph.vertices[vertex, COL]
+    return bucket(row >> CELL, col >> CELL, graph.cells.size)
+
+
+@compiled
+def _enter(graph: Graph, vertex: int) -> None:
+    place = _place(graph, vertex)
+    graph.vertices[vertex, CHAIN] = graph.cells[place]
+    graph.cells[place] = vertex
+
+
+@compiled
+def _leave(graph: Graph, vertex: int) -> None:
+    vertices, place = graph.vertices, _place(graph, vertex)
+    onward = vertices[vertex, CHAIN]
+    if graph.cells[place] == vertex:
+        graph.cells[place] = onward
+        return
+    before = graph.cells[place]
+    while vertices[before, CHAIN] != vertex:
+        before = vertices[before, CHAIN]
+    vertices[before, CHAIN] = onward
+
+
+@compiled
+def index_again(graph: Graph) -> None:
+    """Enter all vertices in use into an index that was made anew."""
+    graph.cells[:] = NONE
+    for vertex in range(graph.counts[TOP_VERTEX]):
+        if graph.vertices[vertex, PASSES] & COUNT:
+            _enter(graph, vertex)

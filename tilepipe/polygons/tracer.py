@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.polygons.rings import Traced, collect
+from tilepipe.polygons.simplify import Thinning
 from tilepipe.polygons.sweep import (
     CLOSED,
     FREE_REGION,
     FREE_VERTEX,
+    HEAD,
+    LABEL,
     MERGED,
     NONE,
     REGION_COLUMNS,
+    SEEN,
     TOP_REGION,
     TOP_VERTEX,
     VERTEX_COLUMNS,
     Graph,
+    index_again,
     sweep_rows,
 )
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+BUCKETS = 1 << 12
+"""Of the index of vertices, at first; a power of 2."""
 
 
 class Tracer:
     """Turns a label map of a width, given as rows from the top, into the polygons of its regions.
 
     Each polygon comes with the rows in which its region ends, ordered by that row and then by column: in one order,
-    however the rows are given. Pixels labelled `nodata` make no polygon.
+    however the rows are given. Pixels labelled `nodata` make no polygon. With a tolerance, in units of the map that
+    `transform` (a, b, c, d, e, f) leads to, borders are simplified, in the same way for both sides.
     """
 
-    def __init__(self, width: int, dtype: np.dtype[Any], nodata: int) -> None:
-        self._nodata, self._width, self._row = nodata, width, 0
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        nodata: int,
+        transform: Sequence[float] = IDENTITY,
+        tolerance: float | None = None,
+    ) -> None:
+        self._nodata, self._width, self._row = nodata, shape[1], 0
         self._written = np.ones(nodata + 1, bool)
         self._written[nodata] = False
+        a, b, _, d, e, _ = transform
+        thins = tolerance is not None
+        self._thinning = Thinning(-1.0 if tolerance is None else tolerance, np.array([a, b, d, e], np.float64), shape)
+        # Which shortcuts are free depends on the borders of what has no data, too: it is a region then.
+        self._void = NONE if thins else nodata
         counts = np.zeros(6, np.int64)
         counts[[FREE_VERTEX, FREE_REGION, MERGED]] = NONE
+        counts[TOP_REGION] = thins
+        outside = np.zeros((int(thins), REGION_COLUMNS), np.int64)
+        outside[:, [LABEL, HEAD, SEEN]] = nodata, NONE, NONE
         self._graph = Graph(
             np.empty((0, VERTEX_COLUMNS), np.int32),
-            np.empty((0, REGION_COLUMNS), np.int64),
-            np.empty(0),
-            np.empty(0, np.int64),
-            np.full((2, width + 2), nodata, dtype),
-            np.full((2, width + 2), NONE, np.int64),
-            np.full(width + 1, NONE, np.int32),
+            outside,
+            np.zeros(len(outside)),
+            np.empty(len(outside), np.int64),
+            np.full((2, self._width + 2), nodata, dtype),
+            np.full((2, self._width + 2), 0 if thins else NONE, np.int64),
+            np.full(self._width + 1, NONE, np.int32),
             counts,
+            np.full(BUCKETS if thins else 0, NONE, np.int32),
         )
 
     def feed(
@@ -56,9 +83,9 @@ class Tracer:
         """
         self._reserve(len(labels))
         known = np.empty((0, 0), np.uint8) if confidence is None else confidence
-        sweep_rows(self._graph, labels, known, cells, self._row, self._nodata)
+        sweep_rows(self._graph, labels, known, cells, self._row, self._void)
         self._row += len(labels)
-        return collect(self._graph, self._written)
+        return collect(self._graph, self._written, self._thinning)
 
     def finish(self) -> Traced:
         """The polygons of the regions that are left, once the last row was given."""
@@ -80,6 +107,9 @@ class Tracer:
                 ground=_grown(graph.ground, used, size),
                 closed=_grown(graph.closed, int(graph.counts[CLOSED]), size),
             )
+        if 0 < graph.cells.size < int(graph.counts[TOP_VERTEX]) // 4:
+            graph = graph._replace(cells=np.empty(4 * graph.cells.size, np.int32))
+            index_again(graph)
         self._graph = graph
 
 
