@@ -32,6 +32,26 @@ class ShapeOptions:
             help="Classes to write, by names or numbers; all others count as nodata.",
         ),
     ] = None
+    min_area: Annotated[
+        str | None,
+        option(
+            "--min-area",
+            metavar="M2|Npx",
+            panel=POLYGONS,
+            help="Merge smaller regions into their largest neighbours, as gdal_sieve does: square metres (pixels "
+            "in a map without CRS), or pixels as 16px.",
+        ),
+    ] = None
+    simplify: Annotated[
+        str | None,
+        option(
+            "--simplify",
+            metavar="TOLERANCE|Npx",
+            panel=POLYGONS,
+            help="Straighten borders, once for both neighbours, so that there are neither gaps nor overlaps: how far "
+            "a border may move, in the units of the map's CRS, or in pixels as 1.5px.",
+        ),
+    ] = None
 
     def refuse(self, file: str) -> None:
         """UsageError where one is given, since `file` is no file of polygons."""
@@ -49,6 +69,8 @@ def write_polygons(
 
     options = PolygonOptions(
         classes=tuple(word.strip() for word in (shapes.classes or "").split(",") if word.strip()),
+        min_area=shapes.min_area,
+        simplify=shapes.simplify,
         allow_partial=allow_partial,
         overwrite=overwrite,
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,8 @@ from numpy.typing import NDArray
 from tilepipe.errors import StoreError, UsageError
 from tilepipe.ground import row_areas
 from tilepipe.polygons.rings import Traced
-from tilepipe.polygons.strips import read_strips
+from tilepipe.polygons.sieve import Sieve
+from tilepipe.polygons.strips import Strip, read_strips
 from tilepipe.polygons.tracer import IDENTITY, Tracer
 from tilepipe.polygons.write import DRIVERS, Layer, import_arrow, write_layer
 from tilepipe.store.durable import explain
@@ -32,7 +36,11 @@ class PolygonOptions:
     """Which polygons are written, and how."""
 
     classes: Sequence[str] = ()
-    """Names or numbers of the classes to write; none for all."""
+    """Names or numbers of the classes to write, none for all. Borders among the others do not count."""
+    min_area: str | float | None = None
+    """Regions smaller than this are merged into their largest neighbours: square metres, or pixels as "16px"."""
+    simplify: str | float | None = None
+    """How far a border may move: in the units of the map's CRS, or pixels as "1.5px"."""
     allow_partial: bool = False
     """Export an unfinished store, too, without polygons where blocks are not done."""
     overwrite: bool = False
@@ -52,7 +60,7 @@ def export_polygons(
     """The path of the file that now holds the store's polygons, and how many: it appears when it is whole.
 
     A polygon is a region of pixels of one class that are connected along their sides, with its holes, joined over
-    all blocks. `progress` is called with (pixels read, pixels in all). Raises UsageError for an output that exists
+    all blocks. `progress` is called with (pixels read, pixels to read: a sieve reads them three times). Raises UsageError for an output that exists
     or an option that is not legal, StoreError for a store without labels or an unfinished one, RunError for a full
     disk.
     """
@@ -66,7 +74,7 @@ def export_polygons(
     store = open_store(store_path)
     _check(store, options)
     areas = row_areas(store.spec)
-    chosen = chosen_classes(store.spec, options.classes)
+    plan = _plan(store.spec, options, areas)
     layer = Layer(
         target.stem,
         store.spec.classes,
@@ -75,8 +83,7 @@ def export_polygons(
         areas is not None,
         store.spec.confidence,
     )
-    cells = np.ones(store.spec.shape[0]) if areas is None else areas
-    batches = _polygons(store, chosen, cells, progress)
+    batches = _polygons(store, plan, progress or (lambda done, total: None))
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix.lower()}")
     try:
         with _explained(target):
@@ -121,26 +128,71 @@ def _check(store: OutputStore, options: PolygonOptions) -> None:
         )
 
 
-def _polygons(
-    store: OutputStore,
-    chosen: NDArray[np.bool_],
-    cells: NDArray[np.float64],
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Traced]:
-    """The chosen classes' polygons, batch by batch; other classes count as nodata."""
-    spec = store.spec
-    tracer = Tracer(spec.shape, spec.label_dtype, spec.nodata)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What becomes of the labels."""
+
+    table: NDArray[Any]
+    """The label that each label is traced as: nodata where it is not chosen."""
+    cells: NDArray[np.float64]
+    """(rows,): the area of a pixel."""
+    threshold: int
+    """Pixels of the smallest region that stays."""
+    tolerance: float | None
+
+
+def _plan(spec: StoreSpec, options: PolygonOptions, areas: NDArray[np.float64] | None) -> _Plan:
+    chosen = chosen_classes(spec, options.classes)
     table = np.where(chosen, np.arange(spec.nodata + 1), spec.nodata).astype(spec.label_dtype)
+    cells = np.ones(spec.shape[0]) if areas is None else areas
+    a, b, _, d, e, _ = spec.transform or IDENTITY
+    smallest = _measure(options.min_area, "min-area", float(cells[len(cells) // 2]))
+    tolerance = _measure(options.simplify, "simplify", 1.0, math.sqrt(abs(a * e - b * d)))
+    return _Plan(table, cells, 0 if smallest is None else math.ceil(smallest), tolerance)
+
+
+def _measure(given: str | float | None, name: str, unit: float, pixel: float = 1.0) -> float | None:
+    """What was given as a number of pixels times `pixel`: a plain number is divided by `unit`."""
+    if given is None:
+        return None
+    text = str(given).strip().lower()
+    try:
+        value = float(text.removesuffix("px")) * (pixel if text.endswith("px") else 1 / unit)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UsageError(f"--{name} {given}; give a number, 0 or more, or pixels as 16px")
+    return value
+
+
+def _polygons(store: OutputStore, plan: _Plan, progress: Callable[[int, int], None]) -> Iterator[Traced]:
+    """The polygons, batch by batch."""
+    spec = store.spec
+    tracer = Tracer(spec.shape, spec.label_dtype, spec.nodata, spec.transform or IDENTITY, plan.tolerance)
     rows = max(1, SLICE // spec.shape[1])
-    for strip in read_strips(store):
-        labels = table[strip.labels]
+    for strip in _sieved(store, plan, progress):
+        labels = plan.table[strip.labels]
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             trust = None if strip.confidence is None else strip.confidence[part]
-            yield tracer.feed(labels[part], cells[strip.row + start : strip.row + start + rows], trust)
-        if progress is not None:
-            progress((strip.row + len(labels)) * spec.shape[1], spec.shape[0] * spec.shape[1])
+            yield tracer.feed(labels[part], plan.cells[strip.row :][part], trust)
     yield tracer.finish()
+
+
+def _sieved(store: OutputStore, plan: _Plan, progress: Callable[[int, int], None]) -> Iterator[Strip]:
+    """The map's strips, small regions merged."""
+    spec, passes = store.spec, itertools.count()
+    total = 3 if plan.threshold > 1 else 1
+
+    def strips(confidence: bool = False) -> Iterator[Strip]:
+        before, width = next(passes) * spec.shape[0], spec.shape[1]
+        for strip in read_strips(store, confidence):
+            yield strip
+            progress((before + strip.row + len(strip.labels)) * width, total * spec.shape[0] * width)
+
+    if plan.threshold <= 1:
+        return strips(confidence=True)
+    return Sieve.of(strips, spec.shape[1], plan.threshold, spec.nodata).apply(strips(confidence=True))
 
 
 @contextlib.contextmanager
