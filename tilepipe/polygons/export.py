@@ -60,9 +60,9 @@ def export_polygons(
     """The path of the file that now holds the store's polygons, and how many: it appears when it is whole.
 
     A polygon is a region of pixels of one class that are connected along their sides, with its holes, joined over
-    all blocks. `progress` is called with (pixels read, pixels to read: a sieve reads them three times). Raises UsageError for an output that exists
-    or an option that is not legal, StoreError for a store without labels or an unfinished one, RunError for a full
-    disk.
+    all blocks. `progress` is called with (pixels read, pixels to read); merging small regions reads them three times.
+    Raises UsageError for an output that exists or an option that is not legal, StoreError for a store without labels
+    or an unfinished one, RunError for a full disk.
     """
     options = options or PolygonOptions()
     target = Path(file)

@@ -95,7 +95,7 @@ def collect(graph: Graph, written: NDArray[np.bool_], thinning: Thinning) -> Tra
         _release(graph, rings, number)
         free_region(graph, region)
     graph.counts[CLOSED] = 0
-    return Traced(points[:used].copy(), ends[:ring_count].copy(), polygons[:count], facts[:count], ground[:count])
+    return Traced(points[:used], ends[:ring_count], polygons[:count], facts[:count], ground[:count])
 
 
 @compiled
@@ -189,7 +189,8 @@ def _roomy(values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
     if size <= values.size:
         return values
     larger = np.empty(max(size, values.size + values.size // 2), np.int32)
-    larger[: values.size] = values
+    for i in range(values.size):
+        larger[i] = values[i]
     return larger
 
 
@@ -198,7 +199,8 @@ def _roomy_ends(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     if size <= values.size:
         return values
     larger = np.empty(max(size, values.size + values.size // 2), np.int64)
-    larger[: values.size] = values
+    for i in range(values.size):
+        larger[i] = values[i]
     return larger
 
 
@@ -207,5 +209,6 @@ def _roomy_pairs(values: NDArray[np.int32], size: int) -> NDArray[np.int32]:
     if size <= values.shape[0]:
         return values
     larger = np.empty((max(size, values.shape[0] + values.shape[0] // 2), 2), np.int32)
-    larger[: values.shape[0]] = values
+    for i in range(values.shape[0]):
+        larger[i, 0], larger[i, 1] = values[i, 0], values[i, 1]
     return larger

@@ -59,8 +59,7 @@ def thin_ring(graph: Graph, ring: NDArray[np.int32], thinning: Thinning) -> None
             break
     if start == NONE:
         if not graph.vertices[ring[0], PASSES] & SETTLED:
-            first = _first(graph.vertices, ring)
-            _settle(graph, np.concatenate((ring[first:], ring[: first + 1])), thinning)
+            _settle(graph, _arc(ring, _first(graph.vertices, ring), ring.size + 1), thinning)
         return
     begin = start
     for step in range(1, ring.size + 1):
@@ -69,11 +68,17 @@ def thin_ring(graph: Graph, ring: NDArray[np.int32], thinning: Thinning) -> None
             continue
         inner = ring[(begin + 1) % ring.size]
         if end - begin > 1 and not graph.vertices[inner, PASSES] & SETTLED:
-            arc = np.empty(end - begin + 1, np.int32)
-            for i in range(arc.size):
-                arc[i] = ring[(begin + i) % ring.size]
-            _settle(graph, arc, thinning)
+            _settle(graph, _arc(ring, begin, end - begin + 1), thinning)
         begin = end
+
+
+@compiled
+def _arc(ring: NDArray[np.int32], begin: int, size: int) -> NDArray[np.int32]:
+    """So many vertices of a ring from a place on."""
+    arc = np.empty(size, np.int32)
+    for i in range(size):
+        arc[i] = ring[(begin + i) % ring.size]
+    return arc
 
 
 @compiled

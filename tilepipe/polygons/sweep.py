@@ -92,7 +92,8 @@ def sweep_rows(
     """
     for i in range(labels.shape[0]):
         row = first + i
-        graph.labels[row & 1, 1:-1] = labels[i]
+        for col in range(labels.shape[1]):
+            graph.labels[row & 1, col + 1] = labels[i, col]
         _join_pixels(graph, row, confidence[i] if confidence.size else confidence[:0, 0], cells[i], void)
         _close_regions(graph, row)
         _flatten(graph, row)
@@ -126,7 +127,8 @@ def _join_pixels(graph: Graph, row: int, confidence: NDArray[np.uint8], cell: fl
                     if confidence[p - 1] != 255:
                         regions[region, TRUST] += confidence[p - 1]
                         regions[region, SURE] += 1
-        owners[start:stop] = region
+        for p in range(start, stop):
+            owners[p] = region
         start = stop
 
 
@@ -170,7 +172,8 @@ def _new_region(graph: Graph, label: int) -> int:
         counts[TOP_REGION] += 1
     else:
         counts[FREE_REGION] = regions[region, HEAD]
-    regions[region] = 0
+    for column in range(REGION_COLUMNS):
+        regions[region, column] = 0
     regions[region, PARENT] = region
     regions[region, LABEL] = label
     regions[region, HEAD] = NONE
@@ -262,7 +265,8 @@ def _new_vertex(graph: Graph, row: int, col: int) -> int:
         counts[TOP_VERTEX] += 1
     else:
         counts[FREE_VERTEX] = vertices[vertex, EAST]
-    vertices[vertex] = NONE
+    for column in range(VERTEX_COLUMNS):
+        vertices[vertex, column] = NONE
     vertices[vertex, ROW] = row
     vertices[vertex, COL] = col
     if graph.cells.size:
@@ -314,7 +318,8 @@ def _leave(graph: Graph, vertex: int) -> None:
 @compiled
 def index_again(graph: Graph) -> None:
     """Enter all vertices in use into an index that was made anew."""
-    graph.cells[:] = NONE
+    for place in range(graph.cells.size):
+        graph.cells[place] = NONE
     for vertex in range(graph.counts[TOP_VERTEX]):
         if graph.vertices[vertex, PASSES] & COUNT:
             _enter(graph, vertex)
