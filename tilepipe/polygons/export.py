@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +131,7 @@ def _check(store: OutputStore, options: PolygonOptions) -> None:
 class _Plan:
     """What becomes of the labels."""
 
-    table: NDArray[Any]
+    table: NDArray[np.uint16]
     """The label that each label is traced as: nodata where it is not chosen."""
     cells: NDArray[np.float64]
     """(rows,): the area of a pixel."""
@@ -143,7 +142,7 @@ class _Plan:
 
 def _plan(spec: StoreSpec, options: PolygonOptions, areas: NDArray[np.float64] | None) -> _Plan:
     chosen = chosen_classes(spec, options.classes)
-    table = np.where(chosen, np.arange(spec.nodata + 1), spec.nodata).astype(spec.label_dtype)
+    table = np.where(chosen, np.arange(spec.nodata + 1), spec.nodata).astype(np.uint16)
     cells = np.ones(spec.shape[0]) if areas is None else areas
     a, b, _, d, e, _ = spec.transform or IDENTITY
     smallest = _measure(options.min_area, "min-area", float(cells[len(cells) // 2]))
@@ -168,7 +167,7 @@ def _measure(given: str | float | None, name: str, unit: float, pixel: float = 1
 def _polygons(store: OutputStore, plan: _Plan, progress: Callable[[int, int], None]) -> Iterator[Traced]:
     """The polygons, batch by batch."""
     spec = store.spec
-    tracer = Tracer(spec.shape, spec.label_dtype, spec.nodata, spec.transform or IDENTITY, plan.tolerance)
+    tracer = Tracer(spec.shape, spec.nodata, spec.transform or IDENTITY, plan.tolerance)
     rows = max(1, SLICE // spec.shape[1])
     for strip in _sieved(store, plan, progress):
         labels = plan.table[strip.labels]

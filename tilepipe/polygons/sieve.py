@@ -5,14 +5,13 @@ the third gives it that neighbour's label; where the neighbour is small itself, 
 so on, by the sizes of before. A small region that nowhere finds a large one stays. Pixels without data are neither
 merged nor merged into.
 
-Held are 13 bytes (15 of many classes) for each number given, of which a region may have several: one for each top of
-its shape.
+Held are 14 bytes for each number given, of which a region may have several: one for each top of its shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ LARGEST = np.iinfo(np.int32).max
 class Rows(NamedTuple):
     """The last row of a pass."""
 
-    labels: NDArray[Any]
+    labels: NDArray[np.uint16]
     """(width,)"""
     numbers: NDArray[np.int32]
     """(width,): the numbers of its pixels; none for nodata."""
@@ -39,13 +38,13 @@ class Table(NamedTuple):
     parents: NDArray[np.int32]
     sizes: NDArray[np.int32]
     """Pixels, of the numbers that stand for whole regions."""
-    labels: NDArray[Any]
+    labels: NDArray[np.uint16]
 
 
 class Sieve:
     """What becomes of each region of a map; `apply` gives the map's rows without the small ones."""
 
-    def __init__(self, width: int, nodata: int, labels: NDArray[Any]) -> None:
+    def __init__(self, width: int, nodata: int, labels: NDArray[np.uint16]) -> None:
         self._width, self._nodata, self._labels = width, nodata, labels
 
     @classmethod
@@ -53,52 +52,47 @@ class Sieve:
         """The sieve of a map that `strips` gives anew at each call; regions of fewer than `threshold` pixels go."""
         table, count = _numbered(strips(), width, nodata)
         largest = np.full(count, NONE, np.int32)
-        rows, used = _start(width, nodata, table.labels.dtype), 0
+        rows, used = _start(width, nodata), 0
         for strip in strips():
             used = find_neighbours(rows, table, largest, strip.labels, used, threshold, nodata)
         return cls(width, nodata, decide(table, largest, count, threshold))
 
     def apply(self, strips: Iterable[Strip]) -> Iterator[Strip]:
         """The map's strips, in order, with the labels of merged regions."""
-        rows, used = _start(self._width, self._nodata, self._labels.dtype), 0
+        rows, used = _start(self._width, self._nodata), 0
         for strip in strips:
             labels = np.empty_like(strip.labels)
             used = relabel(rows, self._labels, strip.labels, labels, used, self._nodata)
             yield Strip(strip.row, labels, strip.confidence)
 
 
-def _start(width: int, nodata: int, dtype: np.dtype[Any]) -> Rows:
-    return Rows(np.full(width, nodata, dtype), np.full(width, NONE, np.int32))
+def _start(width: int, nodata: int) -> Rows:
+    return Rows(np.full(width, nodata, np.uint16), np.full(width, NONE, np.int32))
 
 
 def _numbered(strips: Iterable[Strip], width: int, nodata: int) -> tuple[Table, int]:
     """The regions' sizes and labels, and how many numbers were given."""
-    rows, table, used = None, None, 0
+    rows, used = _start(width, nodata), 0
+    table = Table(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint16))
     for strip in strips:
-        if rows is None or table is None:
-            dtype = strip.labels.dtype
-            rows = _start(width, nodata, dtype)
-            table = Table(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, dtype))
         # A run of pixels may be a region of its own.
         step = max(1, (1 << 22) // width)
         for start in range(0, len(strip.labels), step):
             part = strip.labels[start : start + step]
-            table = Table(*(_roomy(values, used, used + part.size) for values in table))
+            if used + part.size > len(table.parents):
+                table = _resized(table, used, used + used // 2 + part.size)
             used = count_rows(rows, table, part, used, nodata)
-    assert table is not None
-    return Table(*(values[:used].copy() for values in table)), used
+    return _resized(table, used, used), used
 
 
-def _roomy(values: NDArray[Any], used: int, size: int) -> NDArray[Any]:
-    if size > len(values):
-        larger = np.empty(size + used // 2, values.dtype)
-        larger[:used] = values[:used]
-        return larger
-    return values
+def _resized(table: Table, used: int, size: int) -> Table:
+    parents, sizes, labels = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint16)
+    parents[:used], sizes[:used], labels[:used] = table.parents[:used], table.sizes[:used], table.labels[:used]
+    return Table(parents, sizes, labels)
 
 
 @compiled
-def _number_row(rows: Rows, labels: NDArray[Any], numbers: NDArray[np.int32], used: int, nodata: int) -> int:
+def _number_row(rows: Rows, labels: NDArray[np.uint16], numbers: NDArray[np.int32], used: int, nodata: int) -> int:
     """Number a row's runs: as the first of those above that they touch, else anew; returns how many there are then."""
     number = NONE
     start = 0
@@ -114,13 +108,20 @@ def _number_row(rows: Rows, labels: NDArray[Any], numbers: NDArray[np.int32], us
             if number == NONE:
                 number = used
                 used += 1
-        numbers[start:stop] = number
+        for col in range(start, stop):
+            numbers[col] = number
         start = stop
     return used
 
 
 @compiled
-def count_rows(rows: Rows, table: Table, labels: NDArray[Any], used: int, nodata: int) -> int:
+def _keep_row(rows: Rows, labels: NDArray[np.uint16], numbers: NDArray[np.int32]) -> None:
+    for col in range(labels.size):
+        rows.labels[col], rows.numbers[col] = labels[col], numbers[col]
+
+
+@compiled
+def count_rows(rows: Rows, table: Table, labels: NDArray[np.uint16], used: int, nodata: int) -> int:
     """Count rows of pixels under their numbers, and join numbers that are one region."""
     numbers = np.empty(labels.shape[1], np.int32)
     for i in range(labels.shape[0]):
@@ -141,8 +142,7 @@ def count_rows(rows: Rows, table: Table, labels: NDArray[Any], used: int, nodata
                     table.sizes[other] = min(LARGEST, int(table.sizes[other]) + int(table.sizes[root]))
                     root = other
             table.sizes[root] = min(LARGEST, int(table.sizes[root]) + 1)
-        rows.labels[:] = labels[i]
-        rows.numbers[:] = numbers
+        _keep_row(rows, labels[i], numbers)
     return used
 
 
@@ -157,7 +157,13 @@ def find(parents: NDArray[np.int32], number: int) -> int:
 
 @compiled
 def find_neighbours(
-    rows: Rows, table: Table, largest: NDArray[np.int32], labels: NDArray[Any], used: int, threshold: int, nodata: int
+    rows: Rows,
+    table: Table,
+    largest: NDArray[np.int32],
+    labels: NDArray[np.uint16],
+    used: int,
+    threshold: int,
+    nodata: int,
 ) -> int:
     """Note the largest neighbour of each small region that these rows show."""
     numbers = np.empty(labels.shape[1], np.int32)
@@ -168,8 +174,7 @@ def find_neighbours(
                 _compare(table, largest, numbers[col], rows.numbers[col], threshold)
             if col > 0 and labels[i, col - 1] != labels[i, col]:
                 _compare(table, largest, numbers[col], numbers[col - 1], threshold)
-        rows.labels[:] = labels[i]
-        rows.numbers[:] = numbers
+        _keep_row(rows, labels[i], numbers)
     return used
 
 
@@ -186,7 +191,7 @@ def _compare(table: Table, largest: NDArray[np.int32], one: int, other: int, thr
 
 
 @compiled
-def decide(table: Table, largest: NDArray[np.int32], count: int, threshold: int) -> NDArray[Any]:
+def decide(table: Table, largest: NDArray[np.int32], count: int, threshold: int) -> NDArray[np.uint16]:
     """The label that each number's pixels get."""
     labels = np.empty_like(table.labels)
     seen = np.full(count, NONE, np.int32)
@@ -204,13 +209,14 @@ def decide(table: Table, largest: NDArray[np.int32], count: int, threshold: int)
 
 
 @compiled
-def relabel(rows: Rows, decided: NDArray[Any], labels: NDArray[Any], out: NDArray[Any], used: int, nodata: int) -> int:
+def relabel(
+    rows: Rows, decided: NDArray[np.uint16], labels: NDArray[np.uint16], out: NDArray[np.uint16], used: int, nodata: int
+) -> int:
     """Fill `out` with the labels that were decided for the numbers of these rows' pixels."""
     numbers = np.empty(labels.shape[1], np.int32)
     for i in range(labels.shape[0]):
         used = _number_row(rows, labels[i], numbers, used, nodata)
         for col in range(labels.shape[1]):
             out[i, col] = labels[i, col] if numbers[col] == NONE else decided[numbers[col]]
-        rows.labels[:] = labels[i]
-        rows.numbers[:] = numbers
+        _keep_row(rows, labels[i], numbers)
     return used

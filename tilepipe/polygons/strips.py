@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,8 @@ class Strip:
 
     row: int
     """The first one."""
-    labels: NDArray[Any]
-    """(n, width)"""
+    labels: NDArray[np.uint16]
+    """(n, width): in one type, so that kernels are compiled once"""
     confidence: NDArray[np.uint8] | None = None
     """(n, width): probability x 254, 255 where there is none; None in a store without confidence."""
 
@@ -40,12 +39,12 @@ def read_strips(store: OutputStore, confidence: bool = True) -> Iterator[Strip]:
         bottom = min(top + spec.chunk[0], spec.shape[0])
         for row in range(top, bottom, rows):
             place = slice(row, min(row + rows, bottom))
-            found = np.array(labels[place])
+            found = np.asarray(labels[place]).astype(np.uint16)
             _blank(store, found, row, missing)
             yield Strip(row, found, None if trust is None else np.asarray(trust[place]))
 
 
-def _blank(store: OutputStore, labels: NDArray[Any], row: int, missing: list[tuple[int, int]]) -> None:
+def _blank(store: OutputStore, labels: NDArray[np.uint16], row: int, missing: list[tuple[int, int]]) -> None:
     """Set to nodata what lies in blocks without a record: their shards prove nothing."""
     for index in missing:
         window = store.spec.block_window(index)

@@ -15,7 +15,7 @@ that are still open, and to the borders they share with others.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -65,7 +65,7 @@ class Graph(NamedTuple):
     """(region,): the sum of its pixels' areas."""
     closed: NDArray[np.int64]
     """(region,): numbers of closed regions, in the order in which they closed; `counts` says how many."""
-    labels: NDArray[Any]
+    labels: NDArray[np.uint16]
     """(2, width + 2): the last two rows; row r is at r modulo 2."""
     owners: NDArray[np.int64]
     """(2, width + 2): the regions of these rows' pixels."""
@@ -79,7 +79,7 @@ class Graph(NamedTuple):
 @compiled
 def sweep_rows(
     graph: Graph,
-    labels: NDArray[Any],
+    labels: NDArray[np.uint16],
     confidence: NDArray[np.uint8],
     cells: NDArray[np.float64],
     first: int,

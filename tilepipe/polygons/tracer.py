@@ -44,7 +44,6 @@ class Tracer:
     def __init__(
         self,
         shape: tuple[int, int],
-        dtype: np.dtype[Any],
         nodata: int,
         transform: Sequence[float] = IDENTITY,
         tolerance: float | None = None,
@@ -67,7 +66,7 @@ class Tracer:
             outside,
             np.zeros(len(outside)),
             np.empty(len(outside), np.int64),
-            np.full((2, self._width + 2), nodata, dtype),
+            np.full((2, self._width + 2), nodata, np.uint16),
             np.full((2, self._width + 2), 0 if thins else NONE, np.int64),
             np.full(self._width + 1, NONE, np.int32),
             counts,
@@ -75,7 +74,7 @@ class Tracer:
         )
 
     def feed(
-        self, labels: NDArray[Any], cells: NDArray[np.float64], confidence: NDArray[np.uint8] | None = None
+        self, labels: NDArray[np.uint16], cells: NDArray[np.float64], confidence: NDArray[np.uint8] | None = None
     ) -> Traced:
         """The polygons of regions that end above the last of these rows (n, width).
 
@@ -89,7 +88,7 @@ class Tracer:
 
     def finish(self) -> Traced:
         """The polygons of the regions that are left, once the last row was given."""
-        beyond = np.full((1, self._width), self._nodata, self._graph.labels.dtype)
+        beyond = np.full((1, self._width), self._nodata, np.uint16)
         return self.feed(beyond, np.zeros(1))
 
     def _reserve(self, rows: int) -> None:
