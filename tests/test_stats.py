@@ -22,17 +22,19 @@ from tilepipe.store.output import OutputStore, create_or_resume, open_store
 DEGREES = CRS.from_epsg(4326).to_wkt()
 
 
-@given(st.floats(-89, 89), st.floats(1e-6, 1.0), st.floats(1e-6, 0.5))
-def test_a_rows_pixels_have_their_geodesic_area(top: float, width: float, height: float) -> None:
+@given(st.floats(-89, 89), st.floats(1e-4, 1.0), st.floats(0.2, 2.0))
+def test_a_rows_pixels_have_their_geodesic_area(top: float, width: float, ratio: float) -> None:
+    height = width * ratio
     spec = make_spec(shape=(3, 5), crs_wkt=DEGREES, transform=(width, 0.0, 7.0, 0.0, -height, top))
     areas = row_areas(spec)
     assert areas is not None
     geod = Geod(ellps="WGS84")
     for row, area in enumerate(areas):
         north, south = top - row * height, top - (row + 1) * height
-        if south > -90:
+        if south > -89:
+            # A side along a parallel is no geodesic: between close points it nearly is.
             pixel = shapely.segmentize(shapely.box(7, south, 7 + width, north), width / 64)
-            assert area == pytest.approx(abs(geod.geometry_area_perimeter(pixel)[0]), rel=2e-4, abs=1e-7)
+            assert area == pytest.approx(abs(geod.geometry_area_perimeter(pixel)[0]), rel=1e-4)
 
 
 def test_the_earth_has_its_area() -> None:
