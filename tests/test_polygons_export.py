@@ -19,8 +19,10 @@ from shapely.affinity import affine_transform
 from shapes_of import rasterio_shapes
 from stores import CLASSES, STATE, TRANSFORM, block_maps, expected, make_spec, make_store, value_spec
 
+from tilepipe.cli import polygons as cli
 from tilepipe.errors import RunError, StoreError, UsageError
 from tilepipe.polygons.export import PolygonOptions, export_polygons
+from tilepipe.polygons.write import DRIVERS
 from tilepipe.store.output import create_or_resume
 from tilepipe.store.spec import LabelClass, StoreSpec
 
@@ -66,7 +68,8 @@ def test_a_file_holds_the_labels_polygons(tmp_path: Path, ending: str) -> None:
         np.testing.assert_allclose(these["area_m2"], these["pixels"] * 100.0)
         union = shapely.union_all([on_the_map(polygon) for polygon in polygons])
         off = these.to_crs(32632).union_all().symmetric_difference(union).area
-        assert off < (0.1 if ending == ".geojson" else 1e-9)
+        # GeoJSON has 9 decimals of a degree: a tenth of a millimetre along some kilometres of borders.
+        assert off < (1.0 if ending == ".geojson" else 1e-9)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -127,7 +130,7 @@ def test_a_map_without_crs_has_areas_in_pixels(tmp_path: Path, ending: str) -> N
     blobs(tmp_path / "o.zarr", crs_wkt=None, transform=None)
     found = read(export_polygons(tmp_path / "o.zarr", tmp_path / f"map{ending}")[0])
     assert list(found["area_px"]) == list(found["pixels"])
-    np.testing.assert_allclose(found.area, found["pixels"])
+    np.testing.assert_allclose(shapely.area(found.geometry.values), found["pixels"])
     assert tuple(found.total_bounds) == (0, 0, 70, 50)
 
 
@@ -206,6 +209,10 @@ def test_what_has_no_classes_or_place_is_refused(tmp_path: Path) -> None:
         export_polygons(tmp_path / "g.zarr", tmp_path / "map.gpkg")
     with pytest.raises(UsageError, match=r"must end in \.gpkg"):
         export_polygons(tmp_path / "g.zarr", tmp_path / "map.shp")
+
+
+def test_endings_are_the_commands() -> None:
+    assert set(cli.ENDINGS) == set(ENDINGS) == set(DRIVERS)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def import_arrow() -> Any:
 def write_layer(path: Path, layer: Layer, batches: Iterator[Traced]) -> int:
     """How many polygons are in the new file; the format goes by the path's ending, in `DRIVERS`.
 
-    GeoJSON is written in longitude and latitude of WGS 84, as RFC 7946 wants it; the others in the map's own CRS.
+    GeoJSON is written in longitude and latitude of WGS 84, as RFC 7946 wants it; the others, and maps without CRS,
+    in the map's own coordinates.
     RunError where the file is not whole.
     """
     arrow = import_arrow()
@@ -117,19 +119,24 @@ def _write_gdal(path: Path, layer: Layer, schema: pyarrow.Schema, stream: _Strea
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError
 
-    options = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if path.suffix == ".geojson" else {}
+    # What has no CRS has no longitudes: its pixels are written as they are.
+    places = path.suffix == ".geojson" and layer.crs_wkt is not None
+    options = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if places else {}
     reader = pyarrow.RecordBatchReader.from_batches(schema, iter(stream))
     try:
-        pyogrio.raw.write_arrow(
-            reader,
-            path,
-            layer=layer.name,
-            driver=DRIVERS[path.suffix],
-            geometry_name="geometry",
-            geometry_type="Polygon",
-            crs=layer.crs_wkt,
-            layer_options=options,
-        )
+        with warnings.catch_warnings():
+            # A map without CRS is what its raster was; that was said when it was made.
+            warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+            pyogrio.raw.write_arrow(
+                reader,
+                path,
+                layer=layer.name,
+                driver=DRIVERS[path.suffix],
+                geometry_name="geometry",
+                geometry_type="Polygon",
+                crs=layer.crs_wkt,
+                layer_options=options,
+            )
     except (DataLayerError, DataSourceError, FeatureError, FieldError, RuntimeError, OSError) as error:
         if stream.failure is not None:
             raise stream.failure from None
