@@ -71,8 +71,8 @@ def assert_same_shapes(found: list[Region], wanted: dict[int, list[shapely.Polyg
 
 
 @st.composite
-def label_maps(draw: st.DrawFn, side: int = 24) -> NDArray[np.uint8]:
-    """Noise, blobs and blocks of up to five classes, in part with nodata."""
+def label_maps(draw: st.DrawFn, side: int = 24, speckles: bool = False) -> NDArray[np.uint8]:
+    """Noise and blobs of up to five classes, in part with nodata, and with single pixels of a sixth if asked for."""
     shape = (draw(st.integers(1, side)), draw(st.integers(1, side)))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     classes, grain = draw(st.integers(1, 5)), draw(st.sampled_from((0, 0.6, 1.5, 3)))
@@ -80,4 +80,6 @@ def label_maps(draw: st.DrawFn, side: int = 24) -> NDArray[np.uint8]:
     labels = np.argmax(fields, axis=0).astype(np.uint8)
     if draw(st.booleans()):
         labels[gaussian_filter(random.random(shape), draw(st.sampled_from((0, 1)))) < 0.4] = NODATA
+    if speckles:
+        labels[random.random(shape) < draw(st.sampled_from((0, 0.02, 0.05)))] = 5
     return labels
