@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON", ".parquet": "Parquet"}
 """The vector formats, by a file name's ending."""
+GROUP, GROUP_BYTES = 1 << 15, 64 << 20
+"""Polygons, or bytes, that make a row group of a GeoParquet file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def _write_gdal(path: Path, layer: Layer, schema: pyarrow.Schema, stream: _Strea
 
 
 def _write_parquet(path: Path, layer: Layer, schema: pyarrow.Schema, stream: _Stream) -> None:
+    import pyarrow
     from pyarrow import parquet
 
     crs = None if layer.crs_wkt is None else parsed_crs(layer.crs_wkt).to_json_dict()
@@ -159,5 +162,11 @@ def _write_parquet(path: Path, layer: Layer, schema: pyarrow.Schema, stream: _St
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     schema = schema.with_metadata({"geo": json.dumps(geo)})
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        waiting: list[pyarrow.RecordBatch] = []
         for batch in stream:
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            waiting.append(batch)
+            if sum(each.num_rows for each in waiting) >= GROUP or sum(each.nbytes for each in waiting) >= GROUP_BYTES:
+                writer.write_table(pyarrow.Table.from_batches(waiting).cast(schema))
+                waiting = []
+        if waiting:
+            writer.write_table(pyarrow.Table.from_batches(waiting).cast(schema))
