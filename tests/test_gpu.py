@@ -192,7 +192,9 @@ def test_labels_without_scores_agree_with_those_from_scores(precision: str, leas
     scored, direct = (engine_of("segnet", precision, CudaSteps(classifier=on)).exact(job) for on in (False, True))
     assert (scored.labels == direct.labels).mean() >= least
     same = scored.labels == direct.labels
-    assert np.abs(scored.confidence.astype(int) - direct.confidence.astype(int))[same].max() <= (1 if precision == "float32" else 8)
+    assert np.abs(scored.confidence.astype(int) - direct.confidence.astype(int))[same].max() <= (
+        1 if precision == "float32" else 8
+    )
 
 
 def test_a_network_that_waits_for_the_device_runs_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:

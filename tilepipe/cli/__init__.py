@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import bench, demo, evaluate, jobs, networks, stores, train
+from tilepipe.cli import bench, demo, evaluate, jobs, networks, stats, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -27,6 +27,7 @@ for command in (
     networks.inspect,
     networks.models,
     stores.status,
+    stats.stats,
     stores.export,
     stores.overviews,
     stores.ingest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +14,9 @@ from tilepipe.cli.arguments import spread
 from tilepipe.cli.channels import channel_table
 from tilepipe.cli.jobs import Paths, split_paths
 from tilepipe.cli.options import LongTalk, Overwrite, Talk
-from tilepipe.cli.progress import Teller, Work, teller
+from tilepipe.cli.polygons import Pixels, ShapeOptions, is_vector, refuse_raster, write_polygons
+from tilepipe.cli.progress import Work, teller
 from tilepipe.cli.words import class_table, disagreement
-from tilepipe.progress import Progress
 
 if TYPE_CHECKING:
     from tilepipe.store.output import OutputStore
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 StorePath = Annotated[
     str, typer.Argument(metavar="OUT.zarr", show_default=False, help="A store that `segment` or `predict` wrote.")
 ]
-TifPath = Annotated[
+FilePath = Annotated[
     str,
-    typer.Argument(metavar="FILE.tif", show_default=False, help="The GeoTIFF to write; it appears when whole."),
+    typer.Argument(
+        metavar="FILE",
+        show_default=False,
+        help="The GeoTIFF (.tif) or polygons (.gpkg, .parquet, .fgb, .geojson) to write; it appears when whole.",
+    ),
 ]
 ArrayName = Annotated[
     str | None,
@@ -48,6 +52,14 @@ NoData = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """From what and over what an export may be written."""
+
+    partial: Partial = False
+    overwrite: Overwrite = False
+
+
 @spread
 def status(store: StorePath, talk: Talk) -> None:
     """Show how far an output is.
@@ -64,22 +76,29 @@ def status(store: StorePath, talk: Talk) -> None:
 @spread
 def export(
     store: StorePath,
-    file: TifPath,
-    talk: Talk,
+    file: FilePath,
+    talk: LongTalk,
+    target: TargetOptions,
+    shapes: ShapeOptions,
     array: ArrayName = None,
     compress: Compress = "deflate",
     cog: Cog = True,
-    partial: Partial = False,
-    overwrite: Overwrite = False,
 ) -> None:
-    """Write an output as a Cloud Optimized GeoTIFF.
+    """Write an output as a Cloud Optimized GeoTIFF or as polygons.
 
-    A label map with the classes' names and colours; a network's own output as float32, a band for each channel.
+    A GeoTIFF: a label map with the classes' names and colours; a network's own output as float32, a band for each
+    channel. Polygons: a region of connected pixels of a class each, joined over all blocks, with area and mean
+    confidence.
     """
+    if is_vector(file):
+        refuse_raster(file, array=array, compress=compress != "deflate", no_cog=not cog)
+        write_polygons(store, file, shapes, talk, target.partial, target.overwrite)
+        return
+    shapes.refuse(file)
     from tilepipe.export import ExportOptions, export_geotiff
 
     choices: dict[str, Any] = {"array": array, "compress": compress}
-    options = ExportOptions(**choices, cog=cog, allow_partial=partial, overwrite=overwrite)
+    options = ExportOptions(**choices, cog=cog, allow_partial=target.partial, overwrite=target.overwrite)
     path = export_geotiff(store, file, options)
     size = path.stat().st_size
     print(json.dumps({"file": str(path), "bytes": size}) if talk.json else f"{path}: {show.size(size)}")
@@ -119,7 +138,7 @@ def ingest(paths: Paths, talk: LongTalk, nodata: NoData = None, overwrite: Overw
     source = open_raster(inputs, nodata=None if nodata is None else parse_nodata(nodata))
     started = time.perf_counter()
     with teller(talk.quiet, talk.log_json, Work("staging", "Mpx")) as tell:
-        staged = copy(source, output, progress=_Staging(tell), overwrite=overwrite)
+        staged = copy(source, output, progress=Pixels(tell), overwrite=overwrite)
     info, seconds = staged.info, time.perf_counter() - started
     found = {
         "output": output,
@@ -131,18 +150,6 @@ def ingest(paths: Paths, talk: LongTalk, nodata: NoData = None, overwrite: Overw
     }
     words = f"{show.by(info.shape)} pixels, {info.bands} bands, {info.dtype}, chunks {show.by(info.block_shape)}"
     print(json.dumps(found) if talk.json else f"{output}: {words}, in {show.duration(seconds)}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Staging:
-    """Tells of pixels staged as a job tells of its blocks."""
-
-    tell: Teller
-    started: float = field(default_factory=time.perf_counter)
-
-    def __call__(self, done: int, total: int) -> None:
-        finished, whole = (-(-pixels // 10**6) for pixels in (done, total))
-        self.tell(Progress(finished, whole, 0, done, total, time.perf_counter() - self.started))
 
 
 def describe_store(store: OutputStore) -> dict[str, Any]:
