@@ -42,6 +42,8 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.profile.enabled": False,
+    # Whatever is submitted begins at once or soon: there is nothing to move from worker to worker.
+    "distributed.scheduler.work-stealing": False,
     "distributed.admin.tick.limit": "60s",
     # Workers start afresh: compiled kernels' threads do not survive a fork.
     "distributed.worker.multiprocessing-method": "spawn",

@@ -126,15 +126,16 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> Time
     os.close(read)
     if status:
         raise SystemExit(f"failed: {shlex.join(command)}")
-    most = max(peak / 2**20, usage.ru_maxrss / 1024)
+    most = peak / 2**20 or usage.ru_maxrss / 1024
     return Timed(wall, usage.ru_utime + usage.ru_stime, most, said.decode())
 
 
 def _held(process: psutil.Process) -> int:
-    """Bytes of a process and all that it started."""
+    """Bytes of a process and all that it started, what they share counted once; 0 where it is alone."""
     held = 0
     with suppress(psutil.Error):
-        for each in (process, *process.children(recursive=True)):
+        started = process.children(recursive=True)
+        for each in (process, *started) if started else ():
             with suppress(psutil.Error):
-                held += each.memory_info().rss
+                held += each.memory_full_info().pss
     return held
