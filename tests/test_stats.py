@@ -12,7 +12,7 @@ import shapely
 from commands import assert_one_line, run
 from hypothesis import given
 from hypothesis import strategies as st
-from pyproj import CRS, Geod
+from pyproj import CRS, Geod, Transformer
 from stores import STATE, block_maps, expected, make_spec, make_store, value_spec
 
 from tilepipe.ground import row_areas
@@ -57,6 +57,21 @@ def test_a_rotated_grid_has_nearly_the_area_of_the_upright_one() -> None:
     assert upright is not None
     assert turned is not None
     np.testing.assert_allclose(turned, upright, rtol=2e-3)
+
+
+@pytest.mark.parametrize("code", [3857, 3395])
+def test_mercators_pixels_have_their_area_on_the_ground(code: int) -> None:
+    x, y = Transformer.from_crs(4326, code, always_xy=True).transform(11.0, 60.0)
+    spec = make_spec(shape=(3, 4), crs_wkt=CRS.from_epsg(code).to_wkt(), transform=(500.0, 0.0, x, 0.0, -400.0, y))
+    areas = row_areas(spec)
+    assert areas is not None
+    degrees = Transformer.from_crs(code, 4326, always_xy=True)
+    geod = Geod(ellps="WGS84")
+    for row, area in enumerate(areas):
+        pixel = shapely.segmentize(shapely.box(x, y - 400 * (row + 1), x + 500, y - 400 * row), 5)
+        ground = shapely.transform(pixel, lambda points: np.column_stack(degrees.transform(*points.T)))
+        assert area == pytest.approx(abs(geod.geometry_area_perimeter(ground)[0]), rel=1e-5)
+    assert areas[0] < 0.3 * 500 * 400
 
 
 def test_projected_areas_are_in_metres() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pyproj import CRS, Transformer
 
 from tilepipe.store.attributes import parsed_crs
 from tilepipe.store.spec import StoreSpec
@@ -14,9 +17,10 @@ from tilepipe.store.spec import StoreSpec
 def row_areas(spec: StoreSpec) -> NDArray[np.float64] | None:
     """Square metres of a pixel in each row (rows,); None where CRS or transform are unknown, or no lengths follow.
 
-    Projected: the area on the map, in metres, the same in all rows. Geographic: the area on the CRS's ellipsoid
-    between the row's parallels and the pixel's meridians (J. P. Snyder, Map Projections, 1987, equation 3-12); where
-    the grid is rotated, that of a pixel in the row's middle.
+    Projected: the area on the map, in metres, the same in all rows. Geographic, or projected by Mercator, whose maps
+    show areas larger the further they are from the equator: the area on the CRS's ellipsoid between the row's
+    parallels and the pixel's meridians (J. P. Snyder, Map Projections, 1987, equation 3-12). Where the grid is rotated
+    that of a pixel in the row's middle, or, by Mercator, the area on the map.
     """
     if spec.crs_wkt is None or spec.transform is None:
         return None
@@ -24,18 +28,44 @@ def row_areas(spec: StoreSpec) -> NDArray[np.float64] | None:
     a, b, _, d, e, _ = spec.transform
     unit = float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
     if crs.is_projected:
+        if _is_mercator(crs) and b == d == 0:
+            return _mercator(crs, spec.shape[0], spec.transform)
         return np.full(spec.shape[0], abs(a * e - b * d) * unit**2)
     if not crs.is_geographic or crs.ellipsoid is None:
         return None
-    polar, equator = crs.ellipsoid.semi_minor_metre, crs.ellipsoid.semi_major_metre
-    return _geographic(
-        spec.shape, np.array(spec.transform) * unit, polar, math.sqrt(max(0.0, 1 - (polar / equator) ** 2))
-    )
+    return _geographic(spec.shape, np.array(spec.transform) * unit, _Ellipsoid.of(crs))
 
 
-def _geographic(
-    shape: tuple[int, int], radians: NDArray[np.float64], polar: float, eccentricity: float
-) -> NDArray[np.float64]:
+class _Ellipsoid(NamedTuple):
+    polar: float
+    """Metres from the centre to a pole."""
+    eccentricity: float
+
+    @classmethod
+    def of(cls, crs: CRS) -> _Ellipsoid:
+        assert crs.ellipsoid is not None, "asked of CRSs that have one"
+        polar, equator = crs.ellipsoid.semi_minor_metre, crs.ellipsoid.semi_major_metre
+        return cls(polar, math.sqrt(max(0.0, 1 - (polar / equator) ** 2)))
+
+
+def _is_mercator(crs: CRS) -> bool:
+    operation = crs.coordinate_operation
+    method = "" if operation is None else operation.method_name
+    upright = "Mercator" in method and not any(word in method for word in ("Transverse", "Oblique"))
+    return upright and crs.ellipsoid is not None and crs.geodetic_crs is not None
+
+
+def _mercator(crs: CRS, rows: int, transform: Sequence[float]) -> NDArray[np.float64]:
+    # Rows lie between parallels, and all pixels of a row are as wide in longitude.
+    a, _, c, _, e, f = transform
+    degrees = Transformer.from_crs(crs, CRS.from_user_input(crs.geodetic_crs), always_xy=True)
+    (west, east), _ = degrees.transform([c, c + a], [f, f])
+    _, edges = degrees.transform(np.full(rows + 1, c), f + e * np.arange(rows + 1))
+    zones = _zone(np.radians(edges), _Ellipsoid.of(crs))
+    return np.abs(np.diff(zones)) * math.radians(abs(east - west) % 360)
+
+
+def _geographic(shape: tuple[int, int], radians: NDArray[np.float64], ellipsoid: _Ellipsoid) -> NDArray[np.float64]:
     a, b, _, d, e, f = radians
     steps = np.arange(shape[0], dtype=np.float64)
     if b == 0 and d == 0:
@@ -45,11 +75,12 @@ def _geographic(
         width = math.sqrt(abs(a * e - b * d))
         middle = f + d * shape[1] / 2 + e * (steps + 0.5)
         top, bottom = middle + width / 2, middle - width / 2
-    return np.abs(_zone(top, polar, eccentricity) - _zone(bottom, polar, eccentricity)) * width
+    return np.abs(_zone(top, ellipsoid) - _zone(bottom, ellipsoid)) * width
 
 
-def _zone(latitude: NDArray[np.float64], polar: float, eccentricity: float) -> NDArray[np.float64]:
+def _zone(latitude: NDArray[np.float64], ellipsoid: _Ellipsoid) -> NDArray[np.float64]:
     """Square metres per radian of longitude from the equator to latitudes, in radians; none lies beyond a pole."""
+    polar, eccentricity = ellipsoid
     sine = np.sin(np.clip(latitude, -math.pi / 2, math.pi / 2))
     if eccentricity == 0:
         return polar**2 * sine
