@@ -21,7 +21,7 @@ def stats(store: StorePath, talk: LongTalk) -> None:
     """Show how much of a label map each class takes.
 
     Pixels, share, area on the ground and mean confidence of each class, over the finished blocks. Areas are those on
-    the map where its CRS is projected, and those on the ellipsoid, row by row, where it is geographic.
+    the map where its CRS is projected, and those on the ellipsoid, row by row, where it is geographic or Mercator's.
     """
     from tilepipe.stats import map_statistics
     from tilepipe.store.output import open_store

@@ -173,13 +173,11 @@ def describe_store(store: OutputStore) -> dict[str, Any]:
 
 
 def pixel_area(store: OutputStore) -> float | None:
-    """Square metres of a pixel, at the map's centre; None without CRS and transform."""
-    from tilepipe.raster.info import RasterInfo, pixel_size_m
+    """Square metres of a pixel in the map's middle row; None without CRS and transform."""
+    from tilepipe.ground import row_areas
 
-    spec = store.spec
-    info = RasterInfo(store.path, spec.shape, ("uint8",), (None,), ("gray",), (None,), spec.crs_wkt, spec.transform)
-    size = pixel_size_m(info)
-    return None if size is None else size[0] * size[1]
+    areas = row_areas(store.spec)
+    return None if areas is None else float(areas[len(areas) // 2])
 
 
 def writer(store: OutputStore) -> dict[str, Any] | None:
