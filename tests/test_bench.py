@@ -448,8 +448,13 @@ def assert_positive(report: BenchReport) -> None:
     for group in (found["forward"], found["kernels"]):
         for each in group:
             assert all(value > 0 for value in numbers(each)), each
-    # No bound above: rates that are measured while others use the processor are too low, and the share too high.
     assert report.whole.busy > 0
+    if len(report.subject.models) == 1:
+        # The tiles' bare time over the run's: how long both took is the machine's business, the share follows.
+        whole = report.whole
+        pixels = {each.tile: whole.tiles * each.tile[0] * each.tile[1] / 1e6 for each in report.forward}
+        shares = [pixels[each.tile] / each.network_rate / whole.seconds for each in report.forward]
+        assert any(math.isclose(share, whole.busy) for share in shares), (whole.busy, shares)
 
 
 def numbers(value: Any) -> list[float]:

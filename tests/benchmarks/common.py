@@ -38,19 +38,31 @@ def network(name: str) -> torch.nn.Module:
 def model_file(path: Path, name: str) -> Path:
     """The network as a model file."""
     architecture, arguments = NETWORKS[name]
+    return save_random(path, network(name), architecture, {"classes": CLASSES, "bands": BANDS, **arguments})
+
+
+def save_random(
+    path: Path,
+    made: torch.nn.Module,
+    architecture: str,
+    arguments: dict[str, float],
+    normalisation: tuple[float, float] = (0.0, 1.0),
+) -> Path:
+    """A model file of an RGB network with random weights; normalisation: (mean, std) of every band."""
+    mean, std = normalisation
     card = ModelCard(
         architecture=architecture,
-        arguments={"classes": CLASSES, "bands": BANDS, **arguments},
+        arguments=arguments,
         classes=tuple(ClassInfo(f"class{n}", (n * 20, 128, 255 - n * 20)) for n in range(CLASSES)),
         bands=("red", "green", "blue"),
-        mean=(0.0,) * BANDS,
-        std=(1.0,) * BANDS,
+        mean=(mean,) * BANDS,
+        std=(std,) * BANDS,
         nodata="0 after normalisation",
         resolution=None,
         licence="MIT",
         provenance={"made": "random weights, seed 0"},
     )
-    save_model(path, network(name), card)
+    save_model(path, made, card)
     return path
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import save_random
 from gpu import Report, Scale
 from gpu_network import CLASSES, PRODUCT, segnet
 
@@ -14,7 +15,7 @@ from tilepipe.bench import network as bare
 from tilepipe.bench.report import ForwardFigure
 from tilepipe.bench.whole import Place
 from tilepipe.bench.whole import whole as run_whole
-from tilepipe.checkpoint import ClassInfo, ModelCard, load_model, save_model
+from tilepipe.checkpoint import load_model
 from tilepipe.job import Job, prepare
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
@@ -103,21 +104,8 @@ def options_for(scale: Scale, side: int | None) -> SegmentOptions:
 
 def a_model(scale: Scale, folder: Path) -> Path:
     """A model file of SegNet with random weights."""
-    path = folder / "segnet.safetensors"
-    card = ModelCard(
-        architecture="segnet",
-        arguments={"classes": CLASSES, "bands": 3, "width": scale.width},
-        classes=tuple(ClassInfo(f"class{n}", (n * 20, 128, 255 - n * 20)) for n in range(CLASSES)),
-        bands=("red", "green", "blue"),
-        mean=(110.0,) * 3,
-        std=(50.0,) * 3,
-        nodata="0 after normalisation",
-        resolution=None,
-        licence="MIT",
-        provenance={"made": "random weights, seed 0"},
-    )
-    save_model(path, segnet(scale), card)
-    return path
+    arguments = {"classes": CLASSES, "bands": 3, "width": scale.width}
+    return save_random(folder / "segnet.safetensors", segnet(scale), "segnet", arguments, (110.0, 50.0))
 
 
 def mosaic(scale: Scale, folder: Path) -> Path:
