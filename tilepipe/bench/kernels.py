@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from tilepipe.bench.report import KernelFigure
 from tilepipe.job import Job
 from tilepipe.predict.blend import Strip, accumulate, finish
 from tilepipe.predict.maps import BlockMaps, Wanted
-from tilepipe.predict.scores import Array, Patch, label_dtype, label_last, label_planar, score_maps
+from tilepipe.predict.scores import Patch, label_dtype, label_last, label_planar, score_maps
 
 SIZE = 64 << 20
 """Bytes that labelling reads and writes in a call of one thread on a CPU, about."""
@@ -29,6 +31,8 @@ CUDA_SHAPE = (2048, 2048)
 
 FLOAT = 4
 """Bytes of a sum or weight."""
+ROUNDS = 3
+"""Times that a kernel and its copy take turns: what else the machine does slows both, so their ratio is steadier."""
 
 Name = Literal["label", "accumulate", "finish"]
 
@@ -43,6 +47,15 @@ class Kernel:
     """Of a call."""
     size: int
     """Bytes that a pixel makes it read and write."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes that a call reads and writes."""
+        return self.pixels * self.size
+
+
+Copy = Callable[[int, int], None]
+"""Given how many bytes to read and write, and a thread's number, copies half as many."""
 
 
 def kernels(job: Job, device: torch.device, last: bool, seconds: float) -> tuple[tuple[KernelFigure, ...], float]:
@@ -60,20 +73,27 @@ def kernels(job: Job, device: torch.device, last: bool, seconds: float) -> tuple
     made = _cuda_kernels(scores, device) if device.type == "cuda" else _cpu_kernels(scores, threads)
     found, copying = made
     settle = settling(device)
-    copied = sustained(lambda thread: copying(thread) / 1e9, seconds, threads, settle).amount
-    figures = []
+
+    def rate(work: Callable[[int], None], moved: int) -> float:
+        """GB/s of what reads and writes so many bytes."""
+
+        def call(thread: int) -> float:
+            work(thread)
+            return moved / 1e9
+
+        return sustained(call, seconds / ROUNDS, threads, settle).amount
+
+    figures, copies = [], []
     for kernel in found:
-
-        def call(thread: int, kernel: Kernel = kernel) -> float:
-            kernel.run(thread)
-            return kernel.pixels / 1e6
-
-        rate = sustained(call, seconds, threads, settle).amount
-        moved = rate * kernel.size / 1e3
-        figures.append(
-            KernelFigure(kernel.name, (kernel.name == "label") == job.plan.exact, rate, moved, moved / copied)
-        )
-    return tuple(figures), copied
+        pairs = [
+            (rate(kernel.run, kernel.moved), rate(partial(copying, kernel.moved), kernel.moved)) for _ in range(ROUNDS)
+        ]
+        moved = median(own for own, _ in pairs)
+        share = median(own / copied for own, copied in pairs)
+        used = (kernel.name == "label") == job.plan.exact
+        figures.append(KernelFigure(kernel.name, used, moved / kernel.size * 1e3, moved, share))
+        copies += [copied for _, copied in pairs]
+    return tuple(figures), median(copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +113,7 @@ class _Scores:
         return {"label": scores + maps, "accumulate": scores + FLOAT + 2 * sums, "finish": sums + maps}
 
 
-def _cpu_kernels(given: _Scores, threads: int) -> tuple[list[Kernel], Callable[[int], int]]:
+def _cpu_kernels(given: _Scores, threads: int) -> tuple[list[Kernel], Copy]:
     # A strip also holds the first label, 16 bits, and what was seen, 8 bits.
     classes, last, sizes = given.classes, given.last, given.sizes(state=3)
     rows, cols = max(64, min(SIZE, TOTAL // threads) // (COLUMNS * sizes["label"])), COLUMNS
@@ -105,7 +125,8 @@ def _cpu_kernels(given: _Scores, threads: int) -> tuple[list[Kernel], Callable[[
     maps = [BlockMaps.unfilled((rows, cols), classes, given.wanted)[:3] for _ in range(threads)]
     strips = [Strip.empty(classes, rows, cols) for _ in range(threads)]
     weights = np.ones((rows, cols), np.float32)
-    halves = [np.zeros((2, pixels * sizes["label"] // 2), np.uint8) for _ in range(threads)]
+    # Written: memory that never was is read as one page of zeros, out of the nearest cache.
+    halves = [np.ones((2, pixels * max(sizes.values()) // 2), np.uint8) for _ in range(threads)]
     scale, kernel = given.wanted.scale, label_last if last else label_planar
     plain = given.wanted == Wanted()
 
@@ -122,16 +143,15 @@ def _cpu_kernels(given: _Scores, threads: int) -> tuple[list[Kernel], Callable[[
     def end(thread: int) -> None:
         finish(strips[thread], (0, rows), None, *maps[thread], scale)
 
-    def copying(thread: int) -> int:
-        half: Array = halves[thread]
-        np.copyto(half[1], half[0])
-        return half.size
+    def copying(moved: int, thread: int) -> None:
+        source, target = halves[thread][:, : moved // 2]
+        np.copyto(target, source)
 
     runs: dict[Name, Callable[[int], None]] = {"label": label, "accumulate": add, "finish": end}
     return [Kernel(name, run, pixels, sizes[name]) for name, run in runs.items()], copying
 
 
-def _cuda_kernels(given: _Scores, device: torch.device) -> tuple[list[Kernel], Callable[[int], int]]:
+def _cuda_kernels(given: _Scores, device: torch.device) -> tuple[list[Kernel], Copy]:
     from tilepipe.predict import blend_cuda
     from tilepipe.predict.cuda_device import CudaDevice
 
@@ -152,7 +172,7 @@ def _cuda_kernels(given: _Scores, device: torch.device) -> tuple[list[Kernel], C
     weights = torch.ones(CUDA_SHAPE, device=device)
     sums = torch.zeros((classes + 1, rows, cols), device=device)
     state = torch.zeros(CUDA_SHAPE, dtype=torch.int32, device=device)
-    halves = torch.zeros((2, pixels * sizes["label"] // 2), dtype=torch.uint8, device=device)
+    halves = torch.zeros((2, pixels * max(sizes.values()) // 2), dtype=torch.uint8, device=device)
     # What made the tensors was queued elsewhere than what the kernels are queued on.
     torch.cuda.synchronize(device)
 
@@ -163,10 +183,9 @@ def _cuda_kernels(given: _Scores, device: torch.device) -> tuple[list[Kernel], C
 
         return run
 
-    def copying(_thread: int) -> int:
+    def copying(moved: int, _thread: int) -> None:
         with queue.computing():
-            halves[1].copy_(halves[0])
-        return halves.numel()
+            halves[1, : moved // 2].copy_(halves[0, : moved // 2])
 
     runs: dict[Name, Callable[[int], None]] = {
         "label": launch(blend_cuda.score_maps, scores, (0, 0), keep, *maps, scale, undefined),

@@ -24,7 +24,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tilepipe.errors import UsageError
-from tilepipe.predict.scores import SEGMENT, Array, Patch, count_undefined, segment_of, softmax
+from tilepipe.predict.scores import SEGMENT, Array, Patch, best_of, count_undefined, segment_of, softmax
 
 
 def _hann(n: int) -> Array:
@@ -112,7 +112,7 @@ def accumulate(scores: Array, last: bool, patch: Patch, valid: Array | None, wei
         for start in range(0, patch.width, SEGMENT):
             n = min(SEGMENT, patch.width - start)
             left, col = patch.to_col + start, patch.col + start
-            if softmax(scores, last, (row, col), n, segment):
+            if softmax(scores, last, (row, col), n, segment, strip.sums[:, top, left : left + n]):
                 undefined += count_undefined(sums, n, valid, (top, left))
             weight, total = weights[row, col : col + n], strip.weights[top, left : left + n]
             for x in range(n):
@@ -180,15 +180,7 @@ def finish(
     overlapped = disagreed = missed = 0
     for y in range(rows[1] - rows[0]):
         top = rows[0] + y
-        best[:] = strip.sums[0, y]
-        label[:] = 0
-        for c in range(1, classes):
-            line, base = strip.sums[c, y], np.int32(c)
-            for x in range(width):
-                v, most = line[x], best[x]
-                better = v > most
-                label[x] = base if better else label[x]
-                best[x] = v if better else most
+        best_of(strip.sums, (y, 0), best, label)
         labels[top, :width] = label
         several, differ, none = _count(strip.seen[y], None if valid is None else valid[top])
         overlapped, disagreed, missed = overlapped + several, disagreed + differ, missed + none

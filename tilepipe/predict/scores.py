@@ -27,6 +27,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError, UsageError
+from tilepipe.predict.prefetch import prefetch
 from tilepipe.window import Placement
 
 Array = NDArray[Any]
@@ -140,51 +141,64 @@ def _undefined(scores: Array) -> bool:
 
 
 @njit(nogil=True, cache=True)
+def best_of(scores: Array, at: tuple[int, int], best: Array, label: Array, total: Array | None = None) -> None:
+    """Fill in, for each pixel, the best of its scores, the class of that (int32), and the sum of all.
+
+    scores: (classes, h, w), C-contiguous; the pixels are those from `at` (row, column) on, as many as `best` holds.
+    """
+    one, two, three, zero = np.int32(1), np.int32(2), np.int32(3), np.int32(0)
+    classes, (row, col), n = scores.shape[0], at, best.size
+    end = col + n
+    best[:] = scores[0, row, col:end]
+    label[:] = 0
+    if total is not None:
+        total[:] = best
+    c = 1
+    # Four classes at a time: the best so far is loaded and stored a quarter as often, and four lines come from
+    # memory side by side. Each comparison has a name: of two choices that compare anew the compiler makes a jump.
+    while c + 4 <= classes:
+        s0, s1 = scores[c, row, col:end], scores[c + 1, row, col:end]
+        s2, s3 = scores[c + 2, row, col:end], scores[c + 3, row, col:end]
+        base = np.int32(c)
+        for x in range(n):
+            v0, v1, v2, v3, most = s0[x], s1[x], s2[x], s3[x], best[x]
+            second, fourth = v1 > v0, v3 > v2
+            left, left_class = v1 if second else v0, one if second else zero
+            right, right_class = v3 if fourth else v2, three if fourth else two
+            on_right = right > left
+            four, four_class = right if on_right else left, right_class if on_right else left_class
+            better = four > most
+            label[x] = base + four_class if better else label[x]
+            best[x] = four if better else most
+            if total is not None:
+                total[x] += (v0 + v1) + (v2 + v3)
+        c += 4
+    while c < classes:
+        line, base = scores[c, row, col:end], np.int32(c)
+        for x in range(n):
+            v, most = line[x], best[x]
+            better = v > most
+            label[x] = base if better else label[x]
+            best[x] = v if better else most
+            if total is not None:
+                total[x] += v
+        c += 1
+
+
+@njit(nogil=True, cache=True)
 def label_planar(scores: Array, patch: Patch, valid: Array | None, labels: Array) -> int:
     """Write the best class of each pixel into `labels`; the number of undefined pixels.
 
     scores: (classes, h, w); labels and valid: (rows, columns) of the block.
     """
-    classes, width = scores.shape[0], patch.width
-    one, two, three = np.int32(1), np.int32(2), np.int32(3)
+    width = patch.width
     best = np.empty(width, scores.dtype)
     total = np.empty(width, scores.dtype)  # not finite where a score is not
     label = np.empty(width, np.int32)
     undefined = 0
     for y in range(patch.height):
         row, first = patch.row + y, patch.col
-        last = first + width
-        line = scores[0, row, first:last]
-        for x in range(width):
-            best[x] = line[x]
-            total[x] = line[x]
-            label[x] = 0
-        c = 1
-        while c + 4 <= classes:  # four at a time: the running best is loaded and stored a quarter as often
-            s0, s1 = scores[c, row, first:last], scores[c + 1, row, first:last]
-            s2, s3 = scores[c + 2, row, first:last], scores[c + 3, row, first:last]
-            base = np.int32(c)
-            for x in range(width):
-                a, b, d, e = s0[x], s1[x], s2[x], s3[x]
-                ab = b if b > a else a
-                ab_class = one if b > a else np.int32(0)
-                de = e if e > d else d
-                de_class = three if e > d else two
-                four = de if de > ab else ab
-                four_class = de_class if de > ab else ab_class
-                label[x] = base + four_class if four > best[x] else label[x]
-                best[x] = four if four > best[x] else best[x]
-                total[x] += (a + b) + (d + e)
-            c += 4
-        while c < classes:
-            line = scores[c, row, first:last]
-            base = np.int32(c)
-            for x in range(width):
-                v = line[x]
-                label[x] = base if v > best[x] else label[x]
-                best[x] = v if v > best[x] else best[x]
-                total[x] += v
-            c += 1
+        best_of(scores, (row, first), best, label, total)
         out = labels[patch.to_row + y, patch.to_col : patch.to_col + width]
         suspect = np.int32(0)
         for x in range(width):
@@ -285,10 +299,11 @@ def segment_of(scores: Array, classes: int) -> Segment:
 
 
 @njit(nogil=True, cache=True, fastmath=FUSED)
-def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Segment) -> int:
+def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Segment, soon: Array | None = None) -> int:
     """Fill `segment` for the n pixels of a tile's row from `at` (row, column) on; how many of them are undefined.
 
     last: whether scores are (h, w, classes). What lies behind the n pixels is computed, too, from what was there.
+    soon: (classes, pixels) that the caller reads next, fetched meanwhile.
     """
     raw, powers, best, sums, labels = segment
     (row, col), classes = at, raw.shape[0]
@@ -302,18 +317,14 @@ def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Seg
             line, source = raw[c], scores[c, row, col : col + n]
             for x in range(n):
                 line[x] = source[x]
-    for x in range(SEGMENT):
-        best[x] = raw[0, x]
-        labels[x] = 0
-        sums[x] = 0
-    for c in range(1, classes):
-        line, base = raw[c], np.int32(c)
-        for x in range(SEGMENT):
-            v, most = line[x], best[x]
-            better = v > most  # held apart: the compiler makes a jump of two choices that compare anew
-            labels[x] = base if better else labels[x]
-            best[x] = v if better else most
+    best_of(raw.reshape(classes, 1, SEGMENT), (0, 0), best, labels)
+    sums[:] = 0
     for c in range(classes):
+        # Memory is slower than arithmetic: what this segment's caller and the next segment read comes in meanwhile.
+        if soon is not None:
+            prefetch(soon[c])
+        if not last:
+            prefetch(scores[c, row, col + n : col + n + SEGMENT])
         line, power = raw[c], powers[c]
         for x in range(SEGMENT):
             e = exp_negative(np.float32(line[x] - best[x]))
