@@ -47,6 +47,7 @@ class Summary:
     pixels: int
     """Outputs of this run."""
     seconds: float
+    """From the first block's start to the last one's end."""
     start_seconds: float
     """Before the first block: opening, geometry, plan, workers, model."""
     classes: dict[str, int]
@@ -103,7 +104,7 @@ def segment_raster(
         remaining = (index for index in job.plan.blocks() if index not in there)
         finished = sum(job.plan.block_window(BlockIndex(*index)).area for index in there)
         run = _Run(job, len(there), job.plan.region.area - finished, progress)
-        ready = time.perf_counter()
+        ready = done = time.perf_counter()
         if len(there) < job.plan.block_count:
             with (
                 _readable(job, output, stop) as source,
@@ -115,13 +116,14 @@ def segment_raster(
                     run.note(outcome, time.perf_counter() - ready)
                     if run.hopeless:
                         break
+                done = time.perf_counter()
         run.check(stop, str(output))
-        done = time.perf_counter()
         summary = run.summary(store, ready - started, done - ready)
         if not options.overviews:
             return summary
+        begun = time.perf_counter()
         levels = add_overviews(store, False, progress, stop)
-        return replace(summary, overviews=levels, overview_seconds=time.perf_counter() - done)
+        return replace(summary, overviews=levels, overview_seconds=time.perf_counter() - begun)
 
 
 def predict_raster(

@@ -1,11 +1,14 @@
 """The forward pass of a network as a job prepares it, beside eager PyTorch, each in processes of its own, in turns.
 
     python tests/benchmarks/forward.py [--network segnet] [--tile 1408] [--threads 1] [--runs 5]
+    python tests/benchmarks/forward.py --model buildings [--image FILE]
 
 Eager is the preset as it stands, called under `torch.inference_mode` with nothing set but its number of threads.
 Prepared is what the workers of a job do: large pages for torch's memory, batch normalisation folded, channels last,
-and one tile per thread with one torch thread each. Both pass the same noise; the whole output is computed in both. The
-weights are random (He), so that every activation matters, and agreement is that of the best classes.
+and one tile per thread with one torch thread each. Both pass the same pixels; the whole output is computed in both, and
+agreement is that of the best classes. With --network the weights are random (He), so that every activation matters, and
+the pixels are noise: best classes are often nearly tied, as no trained network's are. With --model, a bundled one or a
+model file, they are the middle of an RGB image, or a synthetic scene.
 """
 
 from __future__ import annotations
@@ -19,12 +22,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import rasterio
 import torch
-from common import BANDS, CLASSES, NETWORKS, network, timed
+from common import BANDS, NETWORKS, network, timed
+from rasterio.windows import Window
 
+from tilepipe.checkpoint import load_model
 from tilepipe.predict.prepare import prepare, use_large_pages, use_one_thread
+from tilepipe.predict.scores import normalised
+from tilepipe.scene.synthetic import synthetic_scene
 
 REPEATS = 3
 """Passes that are timed in a process, after one that is not."""
@@ -50,19 +59,42 @@ def noise(tile: int) -> torch.Tensor:
     return torch.randn(1, BANDS, tile, tile, generator=torch.Generator().manual_seed(1))
 
 
-def eager(name: str, tile: int, threads: int) -> tuple[float, np.ndarray]:
+class Subject(NamedTuple):
+    """What is passed through what."""
+
+    network: torch.nn.Module
+    pixels: torch.Tensor
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Subject:
+        """That of a command line."""
+        if not args.model:
+            return cls(trained_like(args.network), noise(args.tile))
+        model = load_model(args.model)
+        image = middle(args.image, args.tile) if args.image else synthetic_scene((args.tile, args.tile), seed=5).image
+        taken = normalised(image, None, model.card.mean, model.card.std, "float32")
+        return cls(model.network, torch.from_numpy(taken)[None])
+
+
+def middle(path: Path, side: int) -> np.ndarray:
+    """The first three bands (3, side, side) of an image's middle."""
+    with rasterio.open(path) as image:
+        window = Window((image.width - side) // 2, (image.height - side) // 2, side, side)
+        return image.read([1, 2, 3], window=window)
+
+
+def eager(subject: Subject, threads: int) -> tuple[float, np.ndarray]:
     """Seconds of a tile, and its labels."""
     torch.set_num_threads(threads)
-    made, pixels = trained_like(name), noise(tile)
+    made, pixels = subject
     with torch.inference_mode():
         seconds = [_seconds(lambda: made(pixels)) for _ in range(1 + REPEATS)][1:]
         return min(seconds), made(pixels)[0].argmax(0).numpy().astype(np.uint8)
 
 
-def prepared(name: str, tile: int, threads: int) -> tuple[float, np.ndarray]:
+def prepared(subject: Subject, threads: int) -> tuple[float, np.ndarray]:
     """Seconds of a tile where `threads` tiles pass at once, and the labels of one."""
-    use_large_pages()
-    made, pixels = prepare(trained_like(name)), noise(tile)
+    made, pixels = prepare(subject.network), subject.pixels
     taken: list[float] = []
 
     def work() -> None:
@@ -92,6 +124,8 @@ def _seconds(call: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="segnet")
+    parser.add_argument("--model", help="a bundled model or a model file, in the network's place")
+    parser.add_argument("--image", type=Path, help="what --model is shown, at least a tile large")
     parser.add_argument("--tile", type=int, default=1408)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--runs", type=int, default=5)
@@ -100,11 +134,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.only:
         part = eager if args.only == "eager" else prepared
-        seconds, labels = part(args.network, args.tile, args.threads)
+        if args.only == "prepared":
+            use_large_pages()
+        seconds, labels = part(Subject.of(args), args.threads)
         np.save(args.labels, labels)
         print(seconds)
         return
     same = ["--network", args.network, "--tile", str(args.tile), "--threads", str(args.threads)]
+    same += ["--model", args.model] if args.model else []
+    same += ["--image", str(args.image)] if args.image else []
     found: dict[str, list[float]] = {"eager": [], "prepared": []}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.npy" for name in found}
@@ -118,7 +156,7 @@ def main() -> None:
         print(f"{name:9} {median:7.3f} s a tile of {args.tile} x {args.tile}, {args.tile**2 / median / 1e6:.3f} Mpx/s")
     ratios = [a / b for a, b in zip(found["eager"], found["prepared"], strict=True)]
     print(f"eager / prepared: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"labels that differ: {differ:.2g} of {args.tile**2} ({CLASSES} classes)")
+    print(f"labels that differ: {differ:.2g} of {args.tile**2}")
 
 
 if __name__ == "__main__":
