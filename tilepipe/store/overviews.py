@@ -71,6 +71,16 @@ def write_overviews(
     job.tidy()
 
 
+def overview_factors(store: OutputStore) -> list[int]:
+    """The factors of the overviews that fit the map as it is now, 2, 4, ...; none in an unfinished store."""
+    pyramid = Pyramid.of(store.spec)
+    if pyramid.levels == 0 or store.files.read(_marker(store)) is None or len(store.done()) < store.blocks:
+        return []
+    if not _Job(store, pyramid, pyramid.digest(content_digest(store))).finished():
+        return []
+    return [1 << level for level in range(1, pyramid.levels + 1)]
+
+
 def content_digest(store: OutputStore) -> str:
     """SHA-256 of the checksums of all that the blocks hold; StoreError where the store is not finished."""
     blocks = sorted((record.row, record.col, sorted(record.files.items())) for record in store.records())
@@ -97,13 +107,20 @@ def layers_of(array: ArraySpec) -> list[Layer]:
     return [()] if len(array.shape) == 2 else [(layer,) for layer in range(array.shape[0])]
 
 
+def _folder(store: OutputStore) -> str:
+    return f"{store.files.state}/{OVERVIEWS}"
+
+
+def _marker(store: OutputStore) -> str:
+    return f"{_folder(store)}/done.json"
+
+
 class _Job:
     """The overviews of one store while they are made."""
 
     def __init__(self, store: OutputStore, pyramid: Pyramid, digest: str) -> None:
         self.store, self.files, self.pyramid, self.digest = store, store.files, pyramid, digest
-        self.folder = f"{store.files.state}/{OVERVIEWS}"
-        self.marker = f"{self.folder}/done.json"
+        self.folder, self.marker = _folder(store), _marker(store)
         self.records = f"{self.folder}/{digest}"
         self.begun = f"{self.records}/begun"
         self.maps = {array.name: store.array(array.name) for array in pyramid.reduced()}
