@@ -22,9 +22,9 @@ from PIL import Image
 
 from tilepipe.ground import pixel_width
 from tilepipe.pictures.caption import map_name, metadata, subtitle
-from tilepipe.pictures.colors import NO_CONFIDENCE, confidence_palette, ramp, stretched, web_color
+from tilepipe.pictures.colors import NO_CONFIDENCE, confidence_palette, shown_channels, stretched, web_color
 from tilepipe.pictures.layers import Layers
-from tilepipe.pictures.layout import ENTRIES
+from tilepipe.pictures.legend import ENTRIES, Entry, confidence_entry, value_entries
 from tilepipe.pictures.scale import scale_bar
 from tilepipe.pictures.tables import channel_table, class_table
 from tilepipe.stats import map_statistics
@@ -83,14 +83,12 @@ def _overlays(spec: StoreSpec, layers: Layers) -> Iterator[_Overlay]:
         yield _labels(spec, layers.labels)
     if layers.values is not None:
         picture = _data("png", _encoded(Image.fromarray(stretched(layers.values))))
-        yield _Overlay("values", _image(picture, f"Values: {', '.join(spec.outputs[: len(layers.values)])}"), "")
+        names = ", ".join(spec.outputs[: shown_channels(len(spec.outputs))])
+        yield _Overlay("values", _image(picture, f"Values: {names}"), _ramps(value_entries(spec, layers.values)))
     if layers.confidence is not None:
         picture = _data("png", _palette_png(layers.confidence, confidence_palette(), NO_CONFIDENCE))
-        stops = ", ".join(web_color(color) for color in ramp(9))
-        key = (
-            f'<li>Confidence 0 <span class="ramp" style="background: linear-gradient(to right, {stops})"></span> 1</li>'
-        )
-        yield _Overlay("confidence", _image(picture, "Confidence: the probability of the label"), key)
+        keys = _ramps([confidence_entry()])
+        yield _Overlay("confidence", _image(picture, "Confidence: the probability of the label"), keys)
 
 
 def _labels(spec: StoreSpec, labels: NDArray[Any]) -> _Overlay:
@@ -118,6 +116,18 @@ def _key(spec: StoreSpec, number: int, live: bool) -> str:
     name, color = escape(spec.classes[number].name), web_color(spec.classes[number].color)
     box = f'<input type="checkbox" value="{number}" checked data-live hidden>' if live else ""
     return f'<li><label>{box}<span class="swatch" style="--color: {color}"></span>{name}</label></li>'
+
+
+def _ramps(entries: Sequence[Entry]) -> str:
+    """Entries whose colours are ramps, in the legend."""
+    found = []
+    for entry in entries:
+        span = ""
+        if entry.colors is not None:
+            stops = ", ".join(web_color(color) for color in entry.colors[:: max(1, len(entry.colors) // 8)])
+            span = f'<span class="ramp" style="background: linear-gradient(to right, {stops})"></span> '
+        found.append(f"<li>{span}{escape(entry.name)}</li>")
+    return "\n".join(found)
 
 
 def _viewer(spec: StoreSpec, layers: Layers) -> str:

@@ -19,17 +19,10 @@ from numpy.typing import NDArray
 
 from tilepipe.page import page_of
 from tilepipe.pictures.caption import map_name, subtitle
-from tilepipe.pictures.colors import (
-    colorize,
-    confidence_palette,
-    limits,
-    on_grey,
-    ramp,
-    shown_channels,
-    stretched,
-)
+from tilepipe.pictures.colors import colorize, confidence_palette, on_grey, stretched
 from tilepipe.pictures.layers import Layers, PreviewOptions, read_layers
-from tilepipe.pictures.layout import Entry, Panel, Sheet, class_entries, compose
+from tilepipe.pictures.layout import Panel, Sheet, compose
+from tilepipe.pictures.legend import class_entries, confidence_entry, value_entries
 from tilepipe.pictures.scale import scale_bar
 from tilepipe.store.output import open_store
 from tilepipe.store.spec import StoreSpec
@@ -49,7 +42,7 @@ class Preview:
     window: str
     """What is shown, in pixels of the map."""
     size: tuple[int, int]
-    """(rows, columns) of what is shown, in pixels of the picture."""
+    """(rows, columns) of a panel, or of the pictures in a page."""
     layers: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -75,14 +68,14 @@ def preview(
     store = open_store(store_path)
     if ending == PICTURE:
         layers = read_layers(store, options, PICTURE_SIDE, options.confidence)
-        data = picture_of(store.spec, layers, map_name(store.path))
+        data, size = picture_of(store.spec, layers, map_name(store.path)), layers.view.size
     else:
         layers = read_layers(store, options, PAGE_SIDE, options.confidence or store.spec.confidence)
-        data = page_of(store, layers, progress)
+        data, size = page_of(store, layers, progress), layers.view.shape
     write_whole(target, data)
     shown = {"image": layers.image, "labels": layers.labels, "confidence": layers.confidence, "values": layers.values}
     names = tuple(name for name, layer in shown.items() if layer is not None)
-    return Preview(target, len(data), str(layers.view.window), layers.view.size, names, layers.notes)
+    return Preview(target, len(data), str(layers.view.window), size, names, layers.notes)
 
 
 def picture_of(spec: StoreSpec, layers: Layers, title: str) -> bytes:
@@ -95,10 +88,10 @@ def picture_of(spec: StoreSpec, layers: Layers, title: str) -> bytes:
         legend += class_entries(spec.classes, layers.labels)
     if layers.values is not None:
         panels.append(Panel("values", on_grey(stretched(layers.values))))
-        legend += _value_entries(spec, layers.values)
+        legend += value_entries(spec, layers.values)
     if layers.confidence is not None:
         panels.append(Panel("confidence", confidence_palette()[layers.confidence]))
-        legend.append(Entry("confidence 0 to 1", ramp(255)))
+        legend.append(confidence_entry())
     enlarged = [Panel(panel.title, _enlarged(panel.pixels, layers.view.enlarged)) for panel in panels]
     bar = scale_bar(spec, layers.view)
     picture = compose(Sheet(enlarged, legend, title, subtitle(spec, layers.view), bar))
@@ -109,16 +102,3 @@ def picture_of(spec: StoreSpec, layers: Layers, title: str) -> bytes:
 
 def _enlarged(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _value_entries(spec: StoreSpec, values: NDArray[Any]) -> list[Entry]:
-    """What the colours of values stand for: from which to which percentile each channel runs."""
-    count = shown_channels(len(spec.outputs))
-    greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    found = []
-    for number, (low, high) in enumerate(limits(values)):
-        colors = greys if count == 1 else greys * np.eye(3, dtype=np.uint8)[number]
-        found.append(Entry(f"{spec.outputs[number]}: {low:.4g} to {high:.4g}", colors))
-    if len(spec.outputs) > count:
-        found.append(Entry(f"and {len(spec.outputs) - count} more", None))
-    return found

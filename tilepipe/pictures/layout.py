@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tilepipe.errors import InputError
-from tilepipe.pictures.colors import NODATA_COLOR, colorize
+from tilepipe.pictures.colors import colorize
 from tilepipe.pictures.fonts import Words, shortened
+from tilepipe.pictures.legend import Entry, class_entries
 from tilepipe.pictures.scale import ScaleBar
 from tilepipe.store.spec import ClassLike
 
@@ -33,8 +34,6 @@ MARGIN, HEADER, TITLE, LINE, SWATCH, GAP = 28, 78, 38, 34, 20, 28
 NARROWEST = 360
 WIDE = 2.0
 """Panels this much wider than high are put above each other."""
-ENTRIES = 24
-"""Classes in a legend, at most."""
 
 
 class Panel(NamedTuple):
@@ -43,14 +42,6 @@ class Panel(NamedTuple):
     title: str
     pixels: NDArray[np.uint8]
     """(rows, columns, 3); of one size in all panels."""
-
-
-class Entry(NamedTuple):
-    """A line of the legend."""
-
-    name: str
-    colors: NDArray[np.uint8] | None
-    """(steps, 3): one colour, or a ramp of them; None for text alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +53,6 @@ class Sheet:
     title: str = ""
     subtitle: str = ""
     bar: ScaleBar | None = None
-
-
-def class_entries(classes: Sequence[ClassLike], labels: NDArray[Any]) -> list[Entry]:
-    """The legend of `labels`: all classes, or where they are many the most frequent; and no data, if there is."""
-    counts = np.bincount(labels.reshape(-1), minlength=len(classes) + 1)
-    numbers = list(range(len(classes)))
-    if len(classes) > ENTRIES:
-        numbers = [n for n in sorted(numbers, key=lambda n: -counts[n]) if counts[n]][: ENTRIES - 1]
-    found = [Entry(classes[n].name, np.array([classes[n].color], np.uint8)) for n in numbers]
-    if len(numbers) < len(classes):
-        found.append(Entry(f"and {len(classes) - len(numbers)} more", None))
-    if counts[len(classes) :].any():
-        found.append(Entry("no data", np.array([NODATA_COLOR], np.uint8)))
-    return found
 
 
 def compose(sheet: Sheet) -> Image.Image:
