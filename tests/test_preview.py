@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from commands import assert_one_line, job, make_files, run
+from commands import assert_one_line, make_files, run
 from numpy.typing import NDArray
 from PIL import Image
 from rasters import real_data
 from stores import CLASSES, Maps, block_maps, expected, make_spec, make_store, value_spec
 
+from tilepipe.job import prepare
+from tilepipe.options import SegmentOptions
 from tilepipe.pictures.colors import NODATA_COLOR, colorize, confidence_palette, on_grey, stretched
 from tilepipe.pictures.layout import HEADER, MARGIN, TITLE
 from tilepipe.store.output import create_or_resume
@@ -122,8 +124,8 @@ def test_a_job_without_georeference_finds_its_raster(tmp_path: Path) -> None:
         files / "image.tif", "w", driver="GTiff", height=150, width=170, count=3, dtype="uint8", photometric="rgb"
     ) as tif:
         tif.write(pixels)
-    made = run("segment", *job(files, tmp_path / "o.zarr", "--region", "16:80,32:112"), "-q")
-    assert made.exit_code == 0, made.output
+    options = SegmentOptions(device="cpu", region="16:80,32:112")
+    make_store(tmp_path / "o.zarr", prepare(files / "image.tif", files / "net.safetensors", options).spec())
     result = run("preview", tmp_path / "o.zarr", "--size", "240")
     assert result.exit_code == 0, result.output
     assert "note" not in result.stderr
