@@ -33,7 +33,7 @@ class StoredMap:
         self.store, self.spec = store, store.spec
         records = list(store.records())
         self.done = len(records)
-        self.factors = overview_factors(store)
+        self.factors = overview_factors(store, records)
         """Of the overviews that fit the map as it is now: 2, 4, ...; none in an unfinished store."""
         self._filled = [
             (record.row, record.col)
