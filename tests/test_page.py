@@ -250,7 +250,11 @@ def test_the_map_zooms_and_moves(browser: Any, made: tuple[Path, dict[str, Any]]
     assert layers() == whole
     # The wheel alone moves the page.
     page.mouse.wheel(0, 100)
-    page.wait_for_function("scrollY > 0")
+    for _ in range(250):
+        if page.evaluate("scrollY"):
+            break
+        page.wait_for_timeout(20)
+    assert page.evaluate("scrollY") > 0
     assert layers()["width"] == whole["width"]
     assert len(said) == 1
 
