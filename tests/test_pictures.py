@@ -57,6 +57,15 @@ def test_a_cell_shows_its_most_frequent_label_and_mean(case: tuple[NDArray[np.ui
     np.testing.assert_allclose(mean(whole_part(values), shape, np.nan)[0], brute_mean(values[0], factor, np.nan), 1e-5)
 
 
+def test_what_is_reduced_in_strips_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.random.default_rng(3).integers(0, 4, (90, 60), dtype=np.uint8)
+    part, shape = Part(labels, (3, 1.5, 58.25, 88.75)), (41, 23)
+    whole = majority(part, shape, 3), mean(part, shape, 3)
+    monkeypatch.setattr("tilepipe.pictures.cells.STRIP", 7)
+    np.testing.assert_array_equal(majority(part, shape, 3), whole[0])
+    np.testing.assert_array_equal(mean(part, shape, 3), whole[1])
+
+
 @given(labels_and_factor(), st.data())
 def test_cells_of_any_size_show_what_lies_in_them(case: tuple[NDArray[np.uint8], int], data: st.DataObject) -> None:
     labels, _ = case

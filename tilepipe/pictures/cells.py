@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from tilepipe.store.status import label_counts
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of an array, between pixels where it has to be."""
@@ -16,6 +20,9 @@ MANY = 64
 
 EQUAL = 1e-4
 """Shares of a cell that differ by less are the same; a cell covers at most some tens of pixels."""
+
+STRIP = 128
+"""Rows of cells that are reduced at once."""
 
 
 class Part(NamedTuple):
@@ -35,18 +42,18 @@ def majority(part: Part, shape: tuple[int, int], nodata: int) -> NDArray[Any]:
     >>> majority(Part(labels, (0, 0, 4, 2)), (1, 2), 255).tolist()
     [[1, 1]]
     """
-    labels = part.values
-    present = [int(label) for label in np.unique(labels) if label != nodata]
-    if len(present) > MANY or labels.shape == shape:
+    present = [label for label, count in enumerate(label_counts(part.values)) if count and label != nodata]
+    if len(present) > MANY or part.values.shape == shape:
         return middle(part, shape)
-    found = np.full(shape, nodata, labels.dtype)
-    most = np.zeros(shape, np.float32)
-    for label in present:
-        covered = _mean((labels == label).astype(np.float32), part.box, shape)
-        # Shares are sums of weights that are rounded: those of a tie may differ in the last bits.
-        more = covered > most + EQUAL
-        found[more] = label
-        most[more] = covered[more]
+    found = np.full(shape, nodata, part.values.dtype)
+    for rows, strip in _strips(part, shape):
+        most = np.zeros((len(found[rows]), shape[1]), np.float32)
+        for label in present:
+            covered = _mean((strip.values == label).astype(np.float32), strip.box, most.shape)
+            # Shares are sums of weights that are rounded: those of a tie may differ in the last bits.
+            more = covered > most + EQUAL
+            found[rows][more] = label
+            most[more] = covered[more]
     return found
 
 
@@ -68,14 +75,27 @@ def mean(part: Part, shape: tuple[int, int], nodata: float) -> NDArray[Any]:
         return middle(part, shape)
     if values.ndim == 3:
         return np.stack([mean(Part(layer, part.box), shape, nodata) for layer in values])
-    known = (values != nodata) & ~np.isnan(values)
-    weight = _mean(known.astype(np.float32), part.box, shape)
-    total = _mean(np.where(known, values, 0).astype(np.float32), part.box, shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(weight > EQUAL, total / weight, nodata)
-    if values.dtype.kind in "iu":
-        means = np.rint(means)
-    return means.astype(values.dtype)
+    found = np.full(shape, nodata, values.dtype)
+    for rows, strip in _strips(part, shape):
+        size = found[rows].shape[0], shape[1]
+        known = (strip.values != nodata) & ~np.isnan(strip.values)
+        weight = _mean(known.astype(np.float32), strip.box, size)
+        total = _mean(np.where(known, strip.values, 0).astype(np.float32), strip.box, size)
+        some = weight > EQUAL
+        means = total[some] / weight[some]
+        found[rows][some] = np.rint(means) if values.dtype.kind in "iu" else means
+    return found
+
+
+def _strips(part: Part, shape: tuple[int, int]) -> Iterator[tuple[slice, Part]]:
+    """Some rows of cells after the other, each with what it covers: little is held at once as numbers."""
+    left, top, right, bottom = part.box
+    scale = (bottom - top) / shape[0]
+    for first in range(0, shape[0], STRIP):
+        last = min(first + STRIP, shape[0])
+        start, stop = top + first * scale, top + last * scale
+        row, end = int(start), min(math.ceil(stop), part.values.shape[0])
+        yield slice(first, last), Part(part.values[row:end], (left, start - row, right, min(stop, end) - row))
 
 
 def _mean(values: NDArray[np.float32], box: Box, shape: tuple[int, int]) -> NDArray[np.float32]:
