@@ -22,7 +22,7 @@ SHOWN = "What is shown"
 Target = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PICTURE.png|PAGE.html]",
+        metavar="PICTURE.png|PAGE.html",
         show_default=False,
         help="The picture or page to write; the store's name with .png where it is left out.",
     ),
@@ -40,8 +40,8 @@ class ShownOptions:
             metavar="FILE|none",
             panel=SHOWN,
             variable="PREVIEW_IMAGE",
-            help="The raster to show beside the map, where it is not the one, at the place, that the map was made "
-            "from; none shows no raster.",
+            help="The raster to show, where it is another than the one that the map was made from, or that one was "
+            "moved; none shows no raster.",
         ),
     ] = None
     confidence: Annotated[
