@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from tilepipe.cli import app
 from tilepipe.demo import compare, make_scene, segment_scene
 from tilepipe.errors import InputError, UsageError
-from tilepipe.preview import NODATA_COLOR, PANEL, colorize, side_by_side
+from tilepipe.pictures.colors import NODATA_COLOR, colorize
+from tilepipe.pictures.layout import PANEL, side_by_side
 from tilepipe.store.output import open_store
 from tilepipe.store.spec import LabelClass
 

@@ -1,4 +1,4 @@
-"""What people see of a store of values: `status`, `export`, and pictures."""
+"""What people see of a store of values: `status`, `export`, and colours."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from PIL import Image
-from stores import CLASSES, OUTPUTS, block_maps, expected, make_spec, make_store, value_spec
+from stores import OUTPUTS, make_store, value_spec
 
 from tilepipe.errors import InputError
-from tilepipe.preview import colorize, store_picture, stretched
-from tilepipe.store.output import create_or_resume, open_store
+from tilepipe.pictures.colors import stretched
+from tilepipe.store.output import create_or_resume
 
 
 def test_status_shows_channels(tmp_path: Path) -> None:
@@ -94,27 +93,3 @@ def test_only_real_numbers_in_channels_are_stretched() -> None:
     for values in (np.zeros((4, 5)), np.zeros((2, 0, 3)), np.zeros((1, 2, 2), bool)):
         with pytest.raises(InputError, match="channels, rows, columns"):
             stretched(values)
-
-
-def test_pictures_of_stores(tmp_path: Path) -> None:
-    labels = make_store(tmp_path / "l.zarr", make_spec())["labels"]
-    values = make_store(tmp_path / "v.zarr", value_spec(outputs=("a", "b", "c", "d")))["values"]
-    for side, step in ((900, 1), (70, 1), (69, 2), (20, 4)):
-        picture = store_picture(open_store(tmp_path / "l.zarr"), side)
-        np.testing.assert_array_equal(np.asarray(picture), colorize(labels[::step, ::step], CLASSES))
-        picture = store_picture(open_store(tmp_path / "v.zarr"), side)
-        np.testing.assert_array_equal(np.asarray(picture), stretched(values[:, ::step, ::step]))
-        assert picture.mode == "RGBA"
-        assert max(picture.size) <= side
-
-
-def test_an_unfinished_store_has_a_picture_with_holes(tmp_path: Path) -> None:
-    spec = value_spec(settings={})
-    whole = expected(spec)
-    with create_or_resume(tmp_path / "o.zarr", spec) as store:
-        store.write_block((0, 0), block_maps(spec, whole, (0, 0)), {})
-        store_picture(store).save(tmp_path / "p.png")
-    with Image.open(tmp_path / "p.png") as picture:
-        opaque = np.asarray(picture)[..., 3] == 255
-    assert not opaque[32:].any()
-    np.testing.assert_array_equal(opaque[:32, :32], ~np.isnan(whole["values"][0, :32, :32]))

@@ -15,8 +15,8 @@ from tilepipe.checkpoint import SYNTHETIC
 from tilepipe.errors import InputError, UsageError
 from tilepipe.metrics import Confusion
 from tilepipe.options import SegmentOptions
+from tilepipe.pictures.layout import side_by_side
 from tilepipe.pipeline import Summary, segment_raster
-from tilepipe.preview import side_by_side
 from tilepipe.progress import Progress
 from tilepipe.scene.synthetic import write_scene
 from tilepipe.schedule import Stop

@@ -1,4 +1,4 @@
-"""How large the pixels of a map are on the ground, row by row."""
+"""How large the pixels of a map are on the ground."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ def row_areas(spec: StoreSpec) -> NDArray[np.float64] | None:
     if not crs.is_geographic or crs.ellipsoid is None:
         return None
     return _geographic(spec.shape, np.array(spec.transform) * unit, _Ellipsoid.of(crs))
+
+
+def pixel_width(spec: StoreSpec, row: float, col: float) -> float | None:
+    """Metres along a row from one pixel to the next around (row, col); None where CRS or transform are unknown.
+
+    On the ground where the map is geographic or Mercator's, else on the map: as `row_areas`.
+    """
+    if spec.crs_wkt is None or spec.transform is None:
+        return None
+    crs = parsed_crs(spec.crs_wkt)
+    a, b, c, d, e, f = spec.transform
+    if crs.is_projected and not _is_mercator(crs):
+        unit = float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
+        return math.hypot(a, d) * unit
+    geod = crs.get_geod()
+    if geod is None or not (crs.is_geographic or crs.is_projected):
+        return None
+    x, y = a * col + b * row + c, d * col + e * row + f
+    ends = np.array([x - a / 2, x + a / 2]), np.array([y - d / 2, y + d / 2])
+    degrees = Transformer.from_crs(crs, CRS.from_user_input(crs.geodetic_crs), always_xy=True)
+    (west, east), (start, end) = degrees.transform(*ends)
+    width = geod.inv(west, start, east, end)[2]
+    return float(width) if math.isfinite(width) and width > 0 else None
 
 
 class _Ellipsoid(NamedTuple):

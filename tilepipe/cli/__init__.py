@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import bench, demo, evaluate, jobs, networks, stats, stores, train
+from tilepipe.cli import bench, demo, evaluate, jobs, networks, preview, stats, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -28,6 +28,7 @@ for command in (
     networks.models,
     stores.status,
     stats.stats,
+    preview.preview,
     stores.export,
     stores.overviews,
     stores.ingest,

@@ -122,9 +122,9 @@ def evaluate(
     georeference; without one, pixel by pixel. Files of two folders are matched by name and counted together.
     """
     with teller(talk.quiet, talk.log_json, Work("scoring", "blocks")) as tell:
-        from tilepipe.comparison.error_map import check_target
         from tilepipe.comparison.picture import check_drawing, draw_confusion
         from tilepipe.evaluation import evaluate as score
+        from tilepipe.targets import check_target
 
         options = scores.resolve(overwrite)
         if scores.confusion is not None:

@@ -22,8 +22,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from tilepipe.comparison.pairs import Pair
-from tilepipe.errors import RunError, UsageError
+from tilepipe.errors import RunError
 from tilepipe.raster.gdal import reason
+from tilepipe.targets import check_target
 from tilepipe.window import Window
 
 CORRECT, WRONG, IGNORED = 0, 1, 255
@@ -59,18 +60,6 @@ def error_map(path: str, pair: Pair, overwrite: bool = False) -> ErrorMap:
     """
     ending = check_target(path, (".tif", ".tiff", ".png"), overwrite)
     return ErrorPicture(path, pair.shape) if ending == ".png" else ErrorRaster(path, pair)
-
-
-def check_target(path: str, endings: tuple[str, ...], overwrite: bool) -> str:
-    """The ending of a path that may be written to; UsageError where it has another, is taken, or has no folder."""
-    ending = os.path.splitext(path)[1].lower()
-    if ending not in endings:
-        raise UsageError(f"{path} would be written; give a name that ends in {' or '.join(endings)}")
-    if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
-        raise UsageError(f"{path} exists; choose another path or use --overwrite")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise UsageError(f"{path} would lie in a folder that does not exist; make it, or choose another path")
-    return ending
 
 
 class _File(ABC):

@@ -33,8 +33,8 @@ _LONG = 1000
 """Points from which on a polygon is cut to the cell before it is drawn."""
 
 
-def region_window(info: RasterInfo, text: str) -> Window:
-    """The part of the raster that `text` names, clipped to it.
+def region_window(info: RasterInfo, text: str, what: str = "region") -> Window:
+    """The part of the raster that `text` names, clipped to it; messages call it `what`.
 
     "row0:row1,col0:col1" are pixels, half-open, where a missing number means the raster's edge; or
     "left,bottom,right,top" are coordinates in the raster's CRS: every pixel they touch belongs to the region.
@@ -43,15 +43,15 @@ def region_window(info: RasterInfo, text: str) -> Window:
     >>> str(region_window(raster, "10:50,:80"))
     'rows 10:50, columns 0:80'
     """
-    asked = _pixel_region(info, text) if ":" in text else _bounds_region(info, text)
+    asked = _pixel_region(info, text, what) if ":" in text else _bounds_region(info, text, what)
     window = asked.clip(info.shape)
     if window.area == 0:
         rows, cols = info.shape
-        raise UsageError(f"region {text} holds no pixel of {info.name}, which has rows 0:{rows}, columns 0:{cols}")
+        raise UsageError(f"{what} {text} holds no pixel of {info.name}, which has rows 0:{rows}, columns 0:{cols}")
     return window
 
 
-def _pixel_region(info: RasterInfo, text: str) -> Window:
+def _pixel_region(info: RasterInfo, text: str, what: str) -> Window:
     axes = text.split(",")
     try:
         bounds = [
@@ -59,24 +59,24 @@ def _pixel_region(info: RasterInfo, text: str) -> Window:
             for (start, stop), length in zip((axis.split(":") for axis in axes), info.shape, strict=True)
         ]
     except ValueError as error:
-        raise UsageError(f"region {text} is not understood; write row0:row1,col0:col1") from error
+        raise UsageError(f"{what} {text} is not understood; write row0:row1,col0:col1") from error
     (top, bottom), (left, right) = bounds
     if min(top, left) < 0 or bottom <= top or right <= left:
-        raise UsageError(f"region {text} is empty or starts before 0; rows and columns count up from 0")
+        raise UsageError(f"{what} {text} is empty or starts before 0; rows and columns count up from 0")
     return Window.of(top, bottom, left, right)
 
 
-def _bounds_region(info: RasterInfo, text: str) -> Window:
+def _bounds_region(info: RasterInfo, text: str, what: str) -> Window:
     try:
         left, bottom, right, top = (float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"region {text} is not understood; write row0:row1,col0:col1 or left,bottom,right,top"
+            f"{what} {text} is not understood; write row0:row1,col0:col1 or left,bottom,right,top"
         ) from error
     if info.transform is None:
-        raise UsageError(f"{info.name} has no affine transform; give the region as row0:row1,col0:col1")
+        raise UsageError(f"{info.name} has no affine transform; give the {what} as row0:row1,col0:col1")
     if not (left < right and bottom < top and all(map(math.isfinite, (left, bottom, right, top)))):
-        raise UsageError(f"region {text} is empty; left is below right, bottom below top, in the raster's CRS")
+        raise UsageError(f"{what} {text} is empty; left is below right, bottom below top, in the raster's CRS")
     inverse = ~Affine(*info.transform)
     corners = [inverse * (x, y) for x in (left, right) for y in (bottom, top)]
     cols, rows = ([corner[i] for corner in corners] for i in (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -148,6 +149,32 @@ class GdalBackend:
                 for band in (bands[:1] if shared else bands)
             ]
         return np.logical_and.reduce(parts)
+
+    def reduced(
+        self, bands: Sequence[int], place: RasterioWindow, shape: tuple[int, int], nearest: bool
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(bands, rows, columns) of `shape` and which are valid: `place`, between pixels too, from its overviews.
+
+        By mean over the pixels or, `nearest`, one of them.
+        """
+        how = Resampling.nearest if nearest or self._recipe.composed else Resampling.average
+        with self._reading(_hull(place)) as dataset:
+            values = dataset.read(list(bands), window=place, out_shape=(len(bands), *shape), resampling=how)
+            masks = dataset.read_masks(list(bands), window=place, out_shape=(len(bands), *shape))
+        return values, (masks != 0).all(axis=0)
+
+    def has_overviews(self) -> bool:
+        """Whether the file, or the first of those that it is put together from, has overviews."""
+        with self._reading(Window.of(0, 1, 0, 1)) as dataset:
+            if dataset.overviews(1) or not self._recipe.composed:
+                return bool(dataset.overviews(1))
+            # The first of its files is the VRT itself, if it is one.
+            parts = [path for path in dataset.files if not path.lower().endswith(".vrt")]
+        try:
+            with rasterio.Env(**_OPTIONS), rasterio.open(parts[0], sharing=False) as first:
+                return bool(first.overviews(1))
+        except (IndexError, *_GDAL_ERRORS):
+            return False
 
     def close(self) -> None:
         """Close every thread's dataset."""
@@ -352,6 +379,12 @@ def _read(dataset: Any, bands: Sequence[int], window: Window, out: NDArray[Any])
         return
     for band, plane in zip(bands, out, strict=True):
         dataset.read(band, window=_rasterio_window(window), out=plane)
+
+
+def _hull(place: RasterioWindow) -> Window:
+    """The pixels that a place between pixels touches."""
+    bottom, right = place.row_off + place.height, place.col_off + place.width
+    return Window.of(math.floor(place.row_off), math.ceil(bottom), math.floor(place.col_off), math.ceil(right))
 
 
 def _rasterio_window(window: Window) -> RasterioWindow:

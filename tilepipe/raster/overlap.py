@@ -41,7 +41,7 @@ def overlap_of(first: RasterInfo, second: RasterInfo) -> Overlap:
     """
     if first.transform is None or second.transform is None:
         return _by_pixel(first, second)
-    _require_same_crs(first, second)
+    require_same_crs(first, second)
     row, col = _offset(first, second)
     shared = Window.whole(first.shape).intersect(Window.whole(second.shape).shift(row, col))
     if shared.area == 0:
@@ -63,10 +63,11 @@ def _by_pixel(first: RasterInfo, second: RasterInfo) -> Overlap:
     return Overlap(whole, whole, georeferenced=False)
 
 
-def _require_same_crs(first: RasterInfo, second: RasterInfo) -> None:
+def require_same_crs(first: RasterInfo, second: RasterInfo) -> None:
+    """Nothing where both rasters are in one CRS, or in none; else InputError, naming both."""
     if (first.crs_wkt is None) != (second.crs_wkt is None):
         lacking, other = (first, second) if first.crs_wkt is None else (second, first)
-        raise InputError(f"{lacking.name} has no CRS, {other.name} is in {_crs_name(other)}; assign one (gdal_edit.py)")
+        raise InputError(f"{lacking.name} has no CRS, {other.name} is in {crs_name(other)}; assign one (gdal_edit.py)")
     if first.crs_wkt is None or second.crs_wkt is None or first.crs_wkt == second.crs_wkt:
         return
     try:
@@ -75,7 +76,7 @@ def _require_same_crs(first: RasterInfo, second: RasterInfo) -> None:
         same = False
     if not same:
         raise InputError(
-            f"{second.name} is in {_crs_name(second)}, {first.name} in {_crs_name(first)}; "
+            f"{second.name} is in {crs_name(second)}, {first.name} in {crs_name(first)}; "
             "reproject one to the other's grid (gdalwarp -r near)"
         )
 
@@ -121,7 +122,8 @@ def _bounds(info: RasterInfo) -> str:
     return " ".join(f"{value:.10g}" for value in (min(xs), min(ys), max(xs), max(ys)))
 
 
-def _crs_name(info: RasterInfo) -> str:
+def crs_name(info: RasterInfo) -> str:
+    """What people call the raster's CRS: its code, else its name."""
     if info.crs_wkt is None:
         return "no CRS"
     try:

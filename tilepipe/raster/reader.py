@@ -50,7 +50,7 @@ class Reader:
         self._alpha = raw.alpha if raw.alpha not in choice.indices or len(choice.indices) > 1 else None
         together = choice.indices if self._alpha is None else (*choice.indices, self._alpha)
         self._dtype = np.dtype(raw.select(BandChoice(together)).dtype)
-        self._lut = _palette(raw, choice) if choice.palette else None
+        self._lut = palette_table(raw, choice) if choice.palette else None
         self._backend = recipe.backend()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ def _span(indices: NDArray[np.intp]) -> Interval:
     return Interval(int(indices.min()), int(indices.max()) + 1)
 
 
-def _palette(info: RasterInfo, choice: BandChoice) -> NDArray[np.uint8]:
+def palette_table(info: RasterInfo, choice: BandChoice) -> NDArray[np.uint8]:
     """(colours, values): what each pixel value stands for in the chosen columns; black beyond the table."""
     dtype = np.dtype(info.dtypes[choice.indices[0] - 1])
     if info.colormap is None or dtype.name not in ("uint8", "uint16"):

@@ -24,7 +24,7 @@ import zarr
 from numpy.typing import NDArray
 
 from tilepipe.errors import StoreError
-from tilepipe.store.attributes import array_attributes
+from tilepipe.store.attributes import array_attributes, overview_group
 from tilepipe.store.creation import clear, create, refuse_foreign, refuse_other, stored_in
 from tilepipe.store.durable import Files
 from tilepipe.store.lease import Lease, acquire, check, refuse_held
@@ -243,16 +243,17 @@ class OutputStore:
         self.files.delete(key)
         self.files.settle([key])
 
-    def array(self, name: str | None = None) -> zarr.Array[Any]:
+    def array(self, name: str | None = None, factor: int = 1) -> zarr.Array[Any]:
         """One of the arrays, for reading, as zarr gives it; StoreError where the store has no such array.
 
-        Without a name it is `labels`, or `values` in a store of values.
+        Without a name it is `labels`, or `values` in a store of values. `factor` is that of an overview that is there.
         """
         name = name or self.spec.kind
         names = [array.name for array in self.spec.arrays()]
         if name not in names:
             raise StoreError(f"{self.path} has no array {name!r}; it has {', '.join(names)}")
-        return zarr.open_array(self.files.location, path=name, mode="r", zarr_format=3)
+        path = name if factor == 1 else f"{overview_group(factor)}/{name}"
+        return zarr.open_array(self.files.location, path=path, mode="r", zarr_format=3)
 
 
 __all__ = [

@@ -17,7 +17,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from tilepipe.store.attributes import (
 from tilepipe.store.creation import OVERVIEW, OVERVIEWS, ROOT, write_coordinates
 from tilepipe.store.output import OutputStore
 from tilepipe.store.pyramid import Pyramid
+from tilepipe.store.records import Record
 from tilepipe.store.reduction import majority_levels, mean_levels
 from tilepipe.store.shards import array_json, encode_block, group_json
 from tilepipe.store.spec import ArraySpec, StoreSpec
@@ -71,16 +72,30 @@ def write_overviews(
     job.tidy()
 
 
+def overview_factors(store: OutputStore, records: Sequence[Record]) -> list[int]:
+    """The factors of the overviews that fit what all its blocks' `records` tell, 2, 4, ...; none where some lack."""
+    pyramid = Pyramid.of(store.spec)
+    if pyramid.levels == 0 or len(records) < store.blocks or store.files.read(_marker(store)) is None:
+        return []
+    if not _Job(store, pyramid, pyramid.digest(_digest(records))).finished():
+        return []
+    return [1 << level for level in range(1, pyramid.levels + 1)]
+
+
 def content_digest(store: OutputStore) -> str:
     """SHA-256 of the checksums of all that the blocks hold; StoreError where the store is not finished."""
-    blocks = sorted((record.row, record.col, sorted(record.files.items())) for record in store.records())
-    if len(blocks) < store.blocks:
+    records = list(store.records())
+    if len(records) < store.blocks:
         raise StoreError(
-            f"{store.path} has {len(blocks)} of {store.blocks} blocks; overviews are of a whole map: run the command "
+            f"{store.path} has {len(records)} of {store.blocks} blocks; overviews are of a whole map: run the command "
             "that made it again to finish it"
         )
+    return _digest(records)
+
+
+def _digest(records: Sequence[Record]) -> str:
     digest = hashlib.sha256()
-    for block in blocks:
+    for block in sorted((record.row, record.col, sorted(record.files.items())) for record in records):
         digest.update(json.dumps(block).encode())
     return digest.hexdigest()
 
@@ -97,13 +112,20 @@ def layers_of(array: ArraySpec) -> list[Layer]:
     return [()] if len(array.shape) == 2 else [(layer,) for layer in range(array.shape[0])]
 
 
+def _folder(store: OutputStore) -> str:
+    return f"{store.files.state}/{OVERVIEWS}"
+
+
+def _marker(store: OutputStore) -> str:
+    return f"{_folder(store)}/done.json"
+
+
 class _Job:
     """The overviews of one store while they are made."""
 
     def __init__(self, store: OutputStore, pyramid: Pyramid, digest: str) -> None:
         self.store, self.files, self.pyramid, self.digest = store, store.files, pyramid, digest
-        self.folder = f"{store.files.state}/{OVERVIEWS}"
-        self.marker = f"{self.folder}/done.json"
+        self.folder, self.marker = _folder(store), _marker(store)
         self.records = f"{self.folder}/{digest}"
         self.begun = f"{self.records}/begun"
         self.maps = {array.name: store.array(array.name) for array in pyramid.reduced()}
