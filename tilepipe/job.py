@@ -33,6 +33,7 @@ from tilepipe.raster.ingest import needs_staging
 from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
 from tilepipe.resolution import nearest, span
 from tilepipe.schedule import Pool
+from tilepipe.shelf import Shelf
 from tilepipe.store.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes
 from tilepipe.window import Window
@@ -211,11 +212,12 @@ def prepare(
     model: Models = None,
     options: SegmentOptions | None = None,
     stored: Sequence[Mapping[str, Any]] | None = None,
+    shelf: Shelf | None = None,
 ) -> Job:
     """The job that these inputs, models and options make.
 
-    `stored` are the plans of a job that is being resumed, taken as they are. Raises TilepipeError for whatever does
-    not fit together, before anything is written.
+    `stored` are the plans of a job that is being resumed, taken as they are; `shelf` keeps models for other jobs.
+    Raises TilepipeError for whatever does not fit together, before anything is written.
     """
     options = options or SegmentOptions()
     whole = open_raster(inputs, nodata=options.nodata)
@@ -223,7 +225,7 @@ def prepare(
     def resampled(size: float) -> RasterSource:
         return open_raster(inputs, nodata=options.nodata, resample_to=size)
 
-    return prepare_raster(whole, model, options, stored, resampled)
+    return prepare_raster(whole, model, options, stored, resampled, shelf)
 
 
 def prepare_raster(
@@ -232,17 +234,18 @@ def prepare_raster(
     options: SegmentOptions,
     stored: Sequence[Mapping[str, Any]] | None = None,
     resampled: Callable[[float], RasterSource] | None = None,
+    shelf: Shelf | None = None,
 ) -> Job:
     """As `prepare`, of a raster that is open; `resampled` opens it with pixels of another size, in metres."""
     device = device_of(options)
     precision = options.precision or ("bf16" if device == "cuda" else "float32")
-    chosen, notes = choose_models(model, whole, options)
+    chosen, notes = choose_models(model, whole, options, shelf)
     if options.resample:
         whole = _resampled(whole, chosen, resampled)
     if options.bands is None:
         guesses = (guess(whole.info, each.card.bands) for each, _ in chosen)
         notes += dict.fromkeys(each for each in guesses if each is not None)
-    members, source = members_of(chosen, whole, options)
+    members, source = members_of(chosen, whole, options, shelf)
     crf = _crf(members, options)
     notes += resolution_notes(members, source.info)
     resources = resources_of(options, device)
@@ -312,7 +315,8 @@ def _plan(
 ) -> tuple[TilePlan, ...]:
     networks = [_planned(source, member, options, machine.precision) for member in members]
     combining = _combining_bytes(members, crf, machine.precision)
-    if stored is not None:
+    # Those of another number of networks are another job's, which the store refuses by name.
+    if stored is not None and len(stored) == len(networks):
         kept = projected([TilePlan.from_json(dict(one)) for one in stored], networks, machine.resources, combining)
         if kept[0].excess(machine.resources):
             raise PlanError(f"the job was planned with more memory: {kept[0].excess(machine.resources)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilepipe.cli.arguments import option, spread
+from tilepipe.cli.manifest import RASTER_ENDINGS
 from tilepipe.cli.model_options import ModelOptions
 from tilepipe.cli.options import (
     OUTPUT,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from tilepipe.job import Job
     from tilepipe.member import Models
     from tilepipe.options import SegmentOptions
-
-RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".nc", ".ecw")
 
 Paths = Annotated[
     list[str],
