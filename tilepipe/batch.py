@@ -27,7 +27,7 @@ from tilepipe.progress import Progress
 from tilepipe.schedule import Stop
 from tilepipe.sharding import Shard
 from tilepipe.shelf import Shelf
-from tilepipe.store.output import look, stored_spec
+from tilepipe.store.output import store_to_resume, stored_spec
 
 POLL = 5.0
 """Seconds between two looks at scenes that others are busy with."""
@@ -205,7 +205,7 @@ def plan_batch(scenes: Sequence[Scene], shard: Shard | None = None) -> Iterator[
 def _planned(scene: Scene, shelf: Shelf) -> ScenePlan:
     try:
         job, replaced = prepare_for(scene.inputs, scene.output, scene.model, scene.options, shelf)
-        store = look(scene.output, job.spec(), replaced)
+        store = store_to_resume(scene.output, job.spec(), replaced)
     except StoreBusyError as error:
         return ScenePlan(scene, "busy", str(error))
     except (TilepipeError, OSError) as error:
@@ -268,6 +268,9 @@ class _Run:
         """Every scene, and those that others are busy with again."""
         busy = self._each(list(enumerate(scenes, 1)), len(scenes))
         busy = self._each(busy, len(scenes))
+        if wait and busy:
+            # Who waits leaves the device to those at work.
+            self.workshop.crew.close()
         while wait and busy and self.stopped is None:
             end = time.monotonic() + POLL
             while time.monotonic() < end and not self.stop.asked:

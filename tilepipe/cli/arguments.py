@@ -129,7 +129,7 @@ def typed(context: typer.Context, group: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of options with other values, given as a command line would give them, for those that it has."""
     parameters: dict[str | None, Any] = {parameter.name: parameter for parameter in context.command.params}
     own = [field.name for field in fields(group) if field.name in values]
-    return replace(group, **{name: parameters[name].type_cast_value(context, values[name]) for name in own})
+    return replace(group, **{name: parameters[name].process_value(context, values[name]) for name in own})
 
 
 def read_table(path: str, flag: str) -> dict[str, Any]:

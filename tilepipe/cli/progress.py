@@ -147,7 +147,8 @@ class Terminal:
     def scene(self, name: str, number: int, total: int) -> None:
         """Names it beside the bar, which begins anew."""
         self._scene = f"{_which(name, number, total)}: "
-        self._bar.reset(self._task, total=None, description=self._scene + "starting")
+        fields: dict[str, Any] = {"unit": self._work.unit, "speed": "", "left": "", "resumed": ""}
+        self._bar.reset(self._task, description=self._scene + "starting", **fields)
 
     def result(self, message: str, failed: bool, **fields: Any) -> None:
         """A line above the bar."""

@@ -89,7 +89,9 @@ def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: b
     return OutputStore(files, spec, lease.owner.token, lease)
 
 
-def look(path: str | os.PathLike[str], spec: StoreSpec, overwrite: bool | StoreSpec = False) -> OutputStore | None:
+def store_to_resume(
+    path: str | os.PathLike[str], spec: StoreSpec, overwrite: bool | StoreSpec = False
+) -> OutputStore | None:
     """The store that `create_or_resume` would resume, for reading; None where it would make one.
 
     Writes nothing, and raises what `create_or_resume` would.
