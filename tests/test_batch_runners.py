@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,27 +30,30 @@ KILLED_AFTER = 23
 OPTIONS = SegmentOptions(device="cpu", tile=(64, 64), block=(BLOCK, BLOCK), threads=1)
 
 
-def runner(folder: str, name: str, start: Barrier, fatal: int | None) -> None:
-    """The command in a process of its own: its log, and each block that it wrote, a line each; killed after `fatal`."""
+def runner(folder: str, name: str, meeting: Barrier, fatal: int | None) -> None:
+    """The command in a process of its own: its log, and each block that it wrote, a line each; killed after `fatal`.
+
+    Within its second scene it waits for the other, so that both are at work at once.
+    """
     os.chdir(folder)
     log = os.open(f"{name}.log", os.O_CREAT | os.O_WRONLY)
     blocks = os.open(f"{name}.blocks", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    written, count = OutputStore._write, 0
+    write, numbers = OutputStore._write, itertools.count(1)
 
     def counted(store: OutputStore, index: tuple[int, int], *words: Any) -> Any:
-        nonlocal count
-        record = written(store, index, *words)
+        record = write(store, index, *words)
         os.write(blocks, f"{Path(store.path).stem} {index[0]} {index[1]}\n".encode())
-        count += 1
-        if count == fatal:
+        number = next(numbers)
+        if number == BLOCKS + 1:
+            meeting.wait(60)
+        if number == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         return record
 
     OutputStore._write = counted  # type: ignore[method-assign]
     words = ["batch", "jobs.csv", "--device", "cpu", "--threads", "1", "--tile", "64", "--log-json", "--json"]
-    start.wait(60)
     app([*words, "--summary", f"{name}.json"])
 
 
@@ -86,9 +90,9 @@ def test_two_runners_one_of_them_killed_do_every_good_scene_once(
     folder = make_list(tmp_path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tilepipe.pipeline", "tilepipe.batch", "test_batch_runners"])
-    start = context.Barrier(2)
+    meeting = context.Barrier(2)
     killed, other = (
-        context.Process(target=runner, args=(str(folder), name, start, fatal))
+        context.Process(target=runner, args=(str(folder), name, meeting, fatal))
         for name, fatal in (("killed", KILLED_AFTER), ("other", None))
     )
     killed.start(), other.start()

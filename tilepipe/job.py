@@ -250,7 +250,7 @@ def prepare_raster(
     notes += resolution_notes(members, source.info)
     resources = resources_of(options, device)
     machine = Machine.of(resources, precision)
-    made = _plan(source, members, options, crf, machine, stored)
+    made = _plan(source, members, options, crf, machine, stored, shelf)
     area = None if options.mask is None else open_area(options.mask, source.info)
     obstacle = next((m.geometry.obstacle for m in members if m.geometry.obstacle is not None), None)
     if made[0].exact is False and obstacle is not None:
@@ -312,8 +312,9 @@ def _plan(
     crf: CrfParameters | None,
     machine: Machine,
     stored: Sequence[Mapping[str, Any]] | None,
+    shelf: Shelf | None = None,
 ) -> tuple[TilePlan, ...]:
-    networks = [_planned(source, member, options, machine.precision) for member in members]
+    networks = [_planned(source, member, options, machine.precision, shelf or Shelf()) for member in members]
     combining = _combining_bytes(members, crf, machine.precision)
     # Those of another number of networks are another job's, which the store refuses by name.
     if stored is not None and len(stored) == len(networks):
@@ -337,7 +338,9 @@ def _plan(
     return plan(networks, source.info.shape, request, machine.resources)
 
 
-def _planned(source: RasterSource, member: Member, options: SegmentOptions, precision: str) -> PlannedNetwork:
+def _planned(
+    source: RasterSource, member: Member, options: SegmentOptions, precision: str, shelf: Shelf
+) -> PlannedNetwork:
     """What the plan has to know of a member."""
     dtype, channels = DTYPES[precision], member.geometry.channels_out
     bands = len(member.bands)
@@ -351,8 +354,11 @@ def _planned(source: RasterSource, member: Member, options: SegmentOptions, prec
     )
 
     def footprint(tile: tuple[int, int]) -> Footprint:
-        memory = activation_bytes(member.network, (1, bands, *tile), dtype)
-        return Footprint(memory.peak, memory.workspace, memory.largest)
+        def measure() -> Footprint:
+            memory = activation_bytes(member.network, (1, bands, *tile), dtype)
+            return Footprint(memory.peak, memory.workspace, memory.largest)
+
+        return shelf.footprint((member.model.digest, member.variation, bands, tile, dtype), measure)
 
     return PlannedNetwork(member.geometry, pixel, footprint)
 

@@ -10,10 +10,13 @@ from tilepipe.checkpoint import Model
 from tilepipe.geometry.network import Geometry
 from tilepipe.loading.reference import ModelReference
 from tilepipe.options import SegmentOptions
+from tilepipe.projection import Footprint
 from tilepipe.variants.variation import Variation
 
-MOST = 8
+MODELS = 4
 """Models that are kept, and as many derivations: those used last."""
+FOOTPRINTS = 64
+"""Measures of memory that are kept."""
 
 
 class Shelf:
@@ -25,10 +28,11 @@ class Shelf:
     def __init__(self) -> None:
         self._models: OrderedDict[Hashable, Model] = OrderedDict()
         self._varied: OrderedDict[Hashable, tuple[Variation, Geometry]] = OrderedDict()
+        self._footprints: OrderedDict[Hashable, Footprint] = OrderedDict()
 
     def model(self, reference: ModelReference) -> Model:
         """The model that the reference loads; raises ModelError as it does."""
-        return _kept(self._models, repr(reference), reference.load)
+        return _kept(self._models, repr(reference), reference.load, MODELS)
 
     def varied(self, model: Model, options: SegmentOptions) -> tuple[Variation, Geometry]:
         """How the options want the model's network to run, and the geometry that it then has."""
@@ -38,13 +42,17 @@ class Shelf:
             variation = Variation.asked(options, model.network, bands)
             return variation, variation.geometry(model.network, bands)
 
-        return _kept(self._varied, (model.digest, options.stride, options.dense, options.tta), derive)
+        return _kept(self._varied, (model.digest, options.stride, options.dense, options.tta), derive, MODELS)
+
+    def footprint(self, key: Hashable, measure: Callable[[], Footprint]) -> Footprint:
+        """What a network takes for a tile; `key`: all that this depends on."""
+        return _kept(self._footprints, key, measure, FOOTPRINTS)
 
 
-def _kept(shelf: OrderedDict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
-    """What the shelf holds under the key, made where it is not there."""
+def _kept(shelf: OrderedDict[Hashable, Any], key: Hashable, make: Callable[[], Any], most: int) -> Any:
+    """What the shelf, which has room for `most`, holds under the key; made where it is not there."""
     found = shelf.pop(key, None)
     shelf[key] = make() if found is None else found
-    if len(shelf) > MOST:
+    if len(shelf) > most:
         shelf.popitem(last=False)
     return shelf[key]
