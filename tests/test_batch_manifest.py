@@ -151,6 +151,7 @@ def test_what_is_wrong_in_a_list_is_said_with_its_line(
         (("b.tif", "b.tif", "--output", "o"), 2, "both"),
         (("b.tif", "--output", "b.tif"), 2, "is a file"),
         (("b.tif", "--output", "o", "--shard", "3/2"), 2, "1/2 to 2/2"),
+        (("b.tif", "--output", "o", "--summary", "none/sum.json"), 2, "none/sum.json"),
         (("b.tif", "--output", "o", "--model", "none.safetensors"), 3, "none.safetensors"),
     ],
 )

@@ -49,8 +49,9 @@ Jobs = Annotated[
         show_default=False,
         is_eager=True,
         callback=_read_manifest,
-        help="A manifest (.csv with columns input, output and any option; .toml with [defaults] and a [[scene]] for "
-        "each scene), a folder of rasters, or rasters and patterns, each of which is a scene.",
+        help="A manifest, a folder of rasters, or rasters and patterns, each raster of which is a scene. A .csv has the "
+        "columns input, output and any options; a .toml has a table of defaults and a scene table for each scene. "
+        "Paths in it count from its folder, and an input there may be a pattern, read as one mosaic.",
     ),
 ]
 
@@ -118,8 +119,8 @@ def batch(
     """Write the label maps of many rasters.
 
     The same command does what is not done: finished scenes stay, unfinished ones are resumed, bad ones are reported
-    at the end. Several runners may work at one list, on one machine or many. What a row of the manifest says counts
-    before the command line.
+    at the end. Several runners may work at one list, on one machine or many. Of an option, what the scene's own row
+    says counts first, then the command line, the environment, --config, and the manifest's defaults.
     """
     scenes = make_scenes(read_rows(jobs, _legal(context)), Common(context, network, labels, job, how))
     shard = _shard(how.shard)
@@ -129,14 +130,16 @@ def batch(
         plans = list(plan_batch(scenes, shard))
         print(json.dumps([each.to_json() for each in plans]) if talk.json else plans_text(plans))
         raise typer.Exit(BAD_INPUT if any(each.state == "failed" for each in plans) else 0)
+    if how.summary is not None and not os.path.isdir(os.path.dirname(os.path.abspath(how.summary))):
+        raise UsageError(f"--summary {how.summary} would be in a folder that is not there; make it first")
     with teller(talk.quiet, talk.log_json) as tell:
         done = _run(scenes, shard, how, tell)
         if done.stopped is not None:
             tell.note("stopped; the same command resumes")
     told = json.dumps(done.to_json())
+    print(told if talk.json else batch_text(done))
     if how.summary is not None:
         _write(how.summary, told)
-    print(told if talk.json else batch_text(done))
     raise typer.Exit(done.exit_code)
 
 

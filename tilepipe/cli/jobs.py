@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tilepipe.cli.arguments import option, spread
-from tilepipe.cli.manifest import RASTER_ENDINGS
+from tilepipe.cli.manifest import would_be_file
 from tilepipe.cli.model_options import ModelOptions
 from tilepipe.cli.options import (
     OUTPUT,
@@ -146,7 +145,7 @@ def split_paths(paths: list[str]) -> tuple[list[str], str]:
     if len(paths) < 2:
         raise UsageError(f"one path was given ({paths[0]}); write INPUT... OUTPUT.zarr, the output last")
     *inputs, output = paths
-    if output.lower().endswith(RASTER_ENDINGS) or os.path.isfile(output):
+    if would_be_file(output):
         raise UsageError(
             f"the output {output} would be a file; name a zarr folder such as labels.zarr as the last path, "
             "and make a GeoTIFF of it with `tilepipe export`"

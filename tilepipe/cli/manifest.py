@@ -81,6 +81,11 @@ def missing(row: Row) -> str | None:
     return None
 
 
+def would_be_file(output: str) -> bool:
+    """Whether an output cannot be a zarr folder, by its name or by what is there."""
+    return output.lower().endswith(RASTER_ENDINGS) or os.path.isfile(output)
+
+
 def named_output(row: Row, folder: str) -> str:
     """Where a row's map goes that says nothing of it: in the folder, under the scene's name."""
     stem = os.path.splitext(os.path.basename(row.inputs[0].rstrip("/")))[0]
@@ -147,7 +152,7 @@ def _row(path: str, place: str, table: Mapping[str, Any], legal: Legal) -> Row:
         raise UsageError(f"{place} names no input; give a raster, a pattern, or several of them")
     if output is not None and not (isinstance(output, str) and output):
         raise UsageError(f"{place} has the output {output!r}; give a zarr folder such as labels.zarr")
-    if output is not None and (output.lower().endswith(RASTER_ENDINGS) or os.path.isfile(output)):
+    if output is not None and would_be_file(output):
         raise UsageError(f"{place}: the output {output} would be a file; name a zarr folder such as labels.zarr")
     return Row(tuple(names), output, dict(parsed(place, rest, legal)), place)
 
