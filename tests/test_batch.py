@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from tilepipe import schedule
 from tilepipe.batch import Scene, SceneResult, Watch, plan_batch, segment_batch
 from tilepipe.checkpoint import Model
 from tilepipe.errors import ModelError, ReadError, StoreBusyError, UsageError
+from tilepipe.job import Job
 from tilepipe.loading.reference import ModelReference
 from tilepipe.member import references_of
 from tilepipe.models import build
@@ -93,8 +96,6 @@ def varied_scenes(folder: Path) -> list[Scene]:
         (one, {"confidence": True}),
         ([one, two], together),
         ([two, one], {**together, "combine": "max"}),
-        ([one, one], together),
-        (one, {"tta": "flips"}),
         (one, {"stitch": "blend", "overlap": 32}),
     ]
     paths = rasters(folder, len(made))
@@ -121,7 +122,18 @@ def test_what_a_scene_leaves_to_the_next_does_not_show_in_its_map(
         assert content(other) == content(Path(each.output)), each.name
     # Alone each scene makes all of its networks, two for an ensemble of two.
     alone = sum(len(references_of(each.model)) for each in scenes)
-    assert (len(made) - shared, shared) == (alone, 6)
+    assert (len(made) - shared, shared) == (alone, 4)
+
+
+@pytest.mark.slow
+def test_worker_processes_serve_from_scene_to_scene(tmp_path: Path, model: Path) -> None:
+    scenes = scenes_of(rasters(tmp_path, 3), model, workers=2)
+    scenes[2] = replace(scenes[2], options=replace(scenes[2].options, workers=1))
+    assert segment_batch(scenes).count("done") == 3
+    for each in scenes:
+        other = Path(f"{each.output}.alone.zarr")
+        segment_raster(each.inputs, other, model, replace(each.options, workers=1))
+        assert content(other) == content(Path(each.output))
 
 
 def test_models_workers_and_derivations_are_made_once(
@@ -144,6 +156,23 @@ def test_models_workers_and_derivations_are_made_once(
     assert segment_batch(scenes_of(rasters(tmp_path, 4), model)).exit_code == 0
     # Here, and by the worker.
     assert calls == {"load": 2, "LocalCluster": 1, "geometry_of": 1}
+
+
+def test_all_scenes_have_the_memory_that_was_free_for_the_first(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a plan would depend on what the scene before left in memory."""
+    free = itertools.count(8 << 30, -(1 << 28))
+    monkeypatch.setattr("tilepipe.machine.free_memory", lambda: next(free))
+    scenes, found = scenes_of(rasters(tmp_path, 3), model), []
+    scenes[1] = replace(scenes[1], options=replace(scenes[1].options, memory=4 << 30))
+
+    class Planned(Watch):
+        def announce(self, job: Job) -> None:
+            found.append(job.resources.host_bytes)
+
+    assert segment_batch(scenes, watch=Planned()).exit_code == 0
+    assert found == [int(0.8 * (8 << 30)), 4 << 30, int(0.8 * (8 << 30))]
 
 
 def test_bad_scenes_are_reported_and_the_others_done(tmp_path: Path, model: Path) -> None:
@@ -242,18 +271,15 @@ def test_what_another_runner_finished_meanwhile_is_already_done(tmp_path: Path, 
     assert [(result.state, result.computed) for result in done.results] == [("done", 4), ("already done", 0)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(15, 75), (2, 130)])
-def test_a_stopped_batch_leaves_the_rest_untouched_and_resumes(
-    tmp_path: Path, model: Path, number: int, code: int
-) -> None:
+def test_a_stopped_batch_leaves_the_rest_untouched_and_resumes(tmp_path: Path, model: Path) -> None:
     scenes, stop = scenes_of(rasters(tmp_path, 3, (300, 200)), model), Stop()
 
     def ask(state: Progress) -> None:
         if state.done == 3 and not Path(scenes[2].output).exists() and Path(scenes[1].output).exists():
-            stop.signal, stop.asked = number, True
+            stop.signal, stop.asked = signal.SIGINT, True
 
     done = segment_batch(scenes, watch=Listener(ask), stop=stop)
-    assert (states(done.results), done.exit_code, done.scenes) == (["done", "stopped"], code, 3)
+    assert (states(done.results), done.exit_code, done.scenes) == (["done", "stopped"], 130, 3)
     assert "resumes" in (done.results[1].reason or "")
     assert not Path(scenes[2].output).exists()
     kept = len(open_store(scenes[1].output).done())

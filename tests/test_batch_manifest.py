@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import assert_one_line, make_files, run
+from commands import assert_one_line, run
 from reference import scene, write_raster
+from runs import pixel_model, saved
 
 from tilepipe.cli.progress import Lines, Terminal, Work, _bar
 from tilepipe.progress import Progress
 
-SMALL = ("--device", "cpu", "--threads", "1", "--tile", "160x176", "--block", "96")
+SMALL = ("--device", "cpu", "--threads", "1", "--tile", "64", "--block", "96")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("batch"))
+    """A folder with a raster of 150 x 170 pixels and a model of single pixels."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_raster(folder / "image.tif", scene((150, 170)))
+    saved(pixel_model(), folder / "net.safetensors")
+    return folder
 
 
 def lines(path: Path, *text: str) -> Path:
@@ -68,11 +73,11 @@ def test_values_come_from_the_row_the_line_the_environment_and_the_files(files: 
         files / "jobs.toml",
         '[defaults]\nmodel = "net.safetensors"\ntile = [128, 112]\nblock = 64\ndevice = "cpu"',
         '[[scene]]\ninput = "a.tif"\noutput = "a.zarr"',
-        '[[scene]]\ninput = ["b.tif"]\noutput = "b.zarr"\ntile = 96\nstitch = "blend"',
+        '[[scene]]\ninput = ["b.tif"]\noutput = "b.zarr"\ntile = 96',
     )
 
     def tiles(*words: str | Path, **env: str) -> list[list[int]]:
-        return [each["plan"]["models"][0]["tile"] for each in looked(jobs, "--stitch", "blend", *words, env=env)]
+        return [each["plan"]["models"][0]["tile"] for each in looked(jobs, *words, env=env)]
 
     assert tiles() == [[128, 112], [96, 96]]
     tuned, config = lines(tmp_path / "tuned.toml", "tile = 80"), lines(tmp_path / "job.toml", "tile = 144")
@@ -81,7 +86,7 @@ def test_values_come_from_the_row_the_line_the_environment_and_the_files(files: 
     assert tiles("--tuned", tuned) == [[128, 112], [96, 96]]
     assert tiles("--config", config, TILEPIPE_TILE="112") == [[112, 112], [96, 96]]
     assert tiles("--tile", "64", TILEPIPE_TILE="112") == [[64, 64], [96, 96]]
-    assert looked(jobs, "--stitch", "blend")[1]["place"].endswith("jobs.toml line 9")
+    assert looked(jobs)[1]["place"].endswith("jobs.toml line 9")
 
 
 def test_a_folder_and_patterns_name_scenes_by_their_files(files: Path) -> None:

@@ -13,17 +13,19 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tilepipe.checkpoint import Model
 from tilepipe.describe import describe
 from tilepipe.errors import ModelError, StoppedError, StoreBusyError, TilepipeError, UsageError
 from tilepipe.job import Job
+from tilepipe.machine import device_of, resources_of
 from tilepipe.member import Models, references_of
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import Workshop, prepare_for, segment_raster
 from tilepipe.progress import Progress
+from tilepipe.projection import Resources
 from tilepipe.schedule import Stop
 from tilepipe.sharding import Shard
 from tilepipe.shelf import Shelf
@@ -257,6 +259,7 @@ class _Run:
     def __init__(self, workshop: Workshop, watch: Watch, stop: Stop) -> None:
         self.workshop, self.watch, self.stop = workshop, watch, stop
         self._found: dict[int, SceneResult] = {}
+        self._limits: dict[str, Resources] = {}
         self.stopped: int | None = None
 
     @property
@@ -296,6 +299,15 @@ class _Run:
                 self.watch.end(result)
         return busy
 
+    def _limited(self, options: SegmentOptions) -> SegmentOptions:
+        """The options with the memory that was free for the first scene: later, this process holds a part of it."""
+        device = device_of(options)
+        if device not in self._limits:
+            self._limits[device] = resources_of(replace(options, memory=None, device_memory=None), device)
+        free = self._limits[device]
+        host, own = options.memory or free.host_bytes, options.device_memory or free.device_bytes
+        return replace(options, memory=host, device_memory=own)
+
     def _one(self, scene: Scene) -> SceneResult:
         """What became of one scene; whatever is wrong with it is in the result."""
         started, state, notes = time.perf_counter(), Progress(0, 0, 0, 0, 0, 0.0), list[str]()
@@ -318,7 +330,7 @@ class _Run:
 
         try:
             summary = segment_raster(
-                *(scene.inputs, scene.output, scene.model, scene.options),
+                *(scene.inputs, scene.output, scene.model, self._limited(scene.options)),
                 progress=progress,
                 announce=announce,
                 stop=self.stop,

@@ -49,8 +49,8 @@ Jobs = Annotated[
         show_default=False,
         is_eager=True,
         callback=_read_manifest,
-        help="A manifest, a folder of rasters, or rasters and patterns, each raster of which is a scene. A .csv has the "
-        "columns input, output and any options; a .toml has a table of defaults and a scene table for each scene. "
+        help="A manifest, a folder of rasters, or rasters and patterns, each raster of which is a scene. A .csv has "
+        "the columns input, output and any options; a .toml has a table of defaults and a scene table for each scene. "
         "Paths in it count from its folder, and an input there may be a pattern, read as one mosaic.",
     ),
 ]
