@@ -11,6 +11,7 @@ import pytest
 import torch
 from reference import scene, write_raster
 
+from tilepipe.batch import Scene, segment_batch
 from tilepipe.errors import RunError
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import predict_raster, segment_raster
@@ -39,6 +40,20 @@ def test_float32_labels_agree_with_the_cpu(tmp_path: Path, stitch: str) -> None:
     assert (cpu == cuda).mean() >= 0.999
     again = labels_of(raster, tmp_path / "again.zarr", replace(base, device="cuda", block=(700, 400)))
     assert (again == cuda).all(), "the block size changed labels"
+
+
+def test_a_network_serves_the_next_scene_and_leaves_no_trace_in_its_map(tmp_path: Path) -> None:
+    """Also where the next scene wants another tile, or another precision, and the device has to be freed first."""
+    raster, _ = write_scene(tmp_path, (1200, 1300), seed=7)
+    options = [
+        SegmentOptions(device="cuda", tile=tile, block=(512, 512), precision=precision)  # type: ignore[arg-type]
+        for tile, precision in [((640, 640), None), ((640, 640), None), ((704, 704), None), ((640, 640), "float32")]
+    ]
+    scenes = [Scene((str(raster),), str(tmp_path / f"{n}.zarr"), MODEL, each) for n, each in enumerate(options)]
+    done = segment_batch(scenes)
+    assert done.count("done") == len(scenes), [each.reason for each in done.results]
+    for n, each in enumerate(options):
+        assert (open_store(scenes[n].output).array()[:] == labels_of(raster, tmp_path / f"alone{n}.zarr", each)).all()
 
 
 def test_bf16_agrees_with_float32_on_a_trained_network(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tilepipe.version import __version__
 
 if TYPE_CHECKING:
     from tilepipe.arrays import segment
+    from tilepipe.batch import BatchSummary, Scene, segment_batch
     from tilepipe.checkpoint import ClassInfo, Model, ModelCard, load_model, save_model
     from tilepipe.errors import TilepipeError
     from tilepipe.evaluation import EvaluationOptions, evaluate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use: the command line's help must not wait for torch.
 _HOME = {
+    "BatchSummary": "tilepipe.batch",
     "ClassInfo": "tilepipe.checkpoint",
     "EvaluationOptions": "tilepipe.evaluation",
     "Job": "tilepipe.job",
@@ -33,6 +35,7 @@ _HOME = {
     "ModelCard": "tilepipe.checkpoint",
     "ModelReference": "tilepipe.loading.reference",
     "Padded": "tilepipe.variants.padded",
+    "Scene": "tilepipe.batch",
     "SegmentOptions": "tilepipe.options",
     "Summary": "tilepipe.pipeline",
     "TilepipeError": "tilepipe.errors",
@@ -45,11 +48,13 @@ _HOME = {
     "prepare": "tilepipe.job",
     "save_model": "tilepipe.checkpoint",
     "segment": "tilepipe.arrays",
+    "segment_batch": "tilepipe.batch",
     "segment_raster": "tilepipe.pipeline",
     "train": "tilepipe.training.train",
 }
 
 __all__ = [
+    "BatchSummary",
     "ClassInfo",
     "EvaluationOptions",
     "Job",
@@ -57,6 +62,7 @@ __all__ = [
     "ModelCard",
     "ModelReference",
     "Padded",
+    "Scene",
     "SegmentOptions",
     "Summary",
     "TilepipeError",
@@ -70,6 +76,7 @@ __all__ = [
     "prepare",
     "save_model",
     "segment",
+    "segment_batch",
     "segment_raster",
     "train",
 ]

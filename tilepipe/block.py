@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
 
-from tilepipe.checkpoint import Model
+from tilepipe.checkpoint import Model, ModelCard
 from tilepipe.combine import Combination
 from tilepipe.crf.parameters import CrfParameters
 from tilepipe.ensemble import Block, Ensemble, Meeting, Voice
@@ -104,28 +104,50 @@ class BlockRecipe:
             store=store,
         )
 
-    def build(self) -> BlockRunner:
-        """The runner that a worker keeps."""
+    def build(self, former: BlockRunner | None = None) -> BlockRunner:
+        """The runner that a worker keeps; networks of `former` that it needs serve on, and the rest of it ends."""
         use_large_pages()
-        return BlockRunner(self)
+        return BlockRunner(self, former)
+
+    def settled_for(self, member: MemberRecipe) -> tuple[object, ...]:
+        """All that a member's network is prepared from and for: jobs in which it is equal can share the network."""
+        return (
+            *(member.digest, member.variation, member.channels, member.plan.tile, member.plan.projection.device),
+            *(self.device, self.precision, self.threads),
+        )
+
+
+class Ready(NamedTuple):
+    """A network that is loaded, prepared and warm, and its model's card."""
+
+    predictor: Predictor
+    card: ModelCard
 
 
 class BlockRunner:
     """One worker's open raster, loaded networks and store."""
 
-    def __init__(self, recipe: BlockRecipe) -> None:
+    def __init__(self, recipe: BlockRecipe, former: BlockRunner | None = None) -> None:
         self.recipe, self.plan = recipe, recipe.members[0].plan
-        models = [member.load() for member in recipe.members]
+        kept: list[Ready | None] = [None] * len(recipe.members)
+        if former is not None:
+            kept = [former.give(recipe.settled_for(member)) for member in recipe.members]
+            # Before anything is loaded: the device has room for one job.
+            former.close()
+        pairs = list(zip(recipe.members, kept, strict=True))
+        loaded = [self._load(member) if ready is None else ready for member, ready in pairs]
+        self._networks: list[Ready | None] = [*loaded]
         self.reader = recipe.source.open()
         self.area = None if recipe.area is None else recipe.area.open()
-        self.voices = [self._voice(member, model) for member, model in zip(recipe.members, models, strict=True)]
+        self.voices = [self._voice(*pair) for pair in zip(recipe.members, loaded, strict=True)]
         self.ensemble: Ensemble | None = None
         if len(self.voices) > 1 or recipe.crf is not None:
-            card = models[0].card
+            card = loaded[0].card
             meeting = Meeting(recipe.combine, recipe.crf, card.mean, card.std, recipe.precision, recipe.device)
             self.ensemble = Ensemble(self.voices, meeting, recipe.wanted, recipe.threads)
 
-    def _voice(self, member: MemberRecipe, model: Model) -> Voice:
+    def _load(self, member: MemberRecipe) -> Ready:
+        model = member.load()
         predictor = Predictor(
             member.variation.network(model.network, model.card.task),
             mean=model.card.mean,
@@ -139,16 +161,30 @@ class BlockRunner:
         if member.plan.projection.device:
             # Before anything is stored: what the device cannot do ends the job here.
             predictor.settle(member.plan.projection.device)
+        return Ready(predictor, model.card)
+
+    def _voice(self, member: MemberRecipe, ready: Ready) -> Voice:
         window = member.plan.window
         weights = None if window is None else window_weights(window, member.plan.tile_output)
-        return Voice(predictor, member.plan, member.bands, member.order, weights)
+        return Voice(ready.predictor, member.plan, member.bands, member.order, weights)
+
+    def give(self, settled_for: tuple[object, ...]) -> Ready | None:
+        """A network that was prepared so, which from now on is the caller's to close; None where there is none."""
+        for number, member in enumerate(self.recipe.members[: len(self._networks)]):
+            if self._networks[number] is not None and self.recipe.settled_for(member) == settled_for:
+                ready, self._networks[number] = self._networks[number], None
+                return ready
+        return None
 
     def close(self) -> None:
-        """Ends the threads and files that the runner holds."""
+        """Ends the threads and files that the runner holds; nothing more can be made by it."""
         if self.ensemble is not None:
             self.ensemble.close()
-        for voice in self.voices:
-            voice.predictor.close()
+        for ready in self._networks:
+            if ready is not None:
+                ready.predictor.close()
+        # Their memory is free from now on, whoever still knows of this runner.
+        self._networks, self.voices, self.ensemble = [], [], None
         self.reader.close()
 
     def read_from(self, source: RasterSource) -> None:

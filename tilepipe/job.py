@@ -33,6 +33,7 @@ from tilepipe.raster.ingest import needs_staging
 from tilepipe.raster.source import RasterInfo, RasterSource, open_raster
 from tilepipe.resolution import nearest, span
 from tilepipe.schedule import Pool
+from tilepipe.shelf import Shelf
 from tilepipe.store.spec import ControlPoint, StoreSpec
 from tilepipe.trace import activation_bytes
 from tilepipe.window import Window
@@ -211,11 +212,12 @@ def prepare(
     model: Models = None,
     options: SegmentOptions | None = None,
     stored: Sequence[Mapping[str, Any]] | None = None,
+    shelf: Shelf | None = None,
 ) -> Job:
     """The job that these inputs, models and options make.
 
-    `stored` are the plans of a job that is being resumed, taken as they are. Raises TilepipeError for whatever does
-    not fit together, before anything is written.
+    `stored` are the plans of a job that is being resumed, taken as they are; `shelf` keeps models for other jobs.
+    Raises TilepipeError for whatever does not fit together, before anything is written.
     """
     options = options or SegmentOptions()
     whole = open_raster(inputs, nodata=options.nodata)
@@ -223,7 +225,7 @@ def prepare(
     def resampled(size: float) -> RasterSource:
         return open_raster(inputs, nodata=options.nodata, resample_to=size)
 
-    return prepare_raster(whole, model, options, stored, resampled)
+    return prepare_raster(whole, model, options, stored, resampled, shelf)
 
 
 def prepare_raster(
@@ -232,22 +234,23 @@ def prepare_raster(
     options: SegmentOptions,
     stored: Sequence[Mapping[str, Any]] | None = None,
     resampled: Callable[[float], RasterSource] | None = None,
+    shelf: Shelf | None = None,
 ) -> Job:
     """As `prepare`, of a raster that is open; `resampled` opens it with pixels of another size, in metres."""
     device = device_of(options)
     precision = options.precision or ("bf16" if device == "cuda" else "float32")
-    chosen, notes = choose_models(model, whole, options)
+    chosen, notes = choose_models(model, whole, options, shelf)
     if options.resample:
         whole = _resampled(whole, chosen, resampled)
     if options.bands is None:
         guesses = (guess(whole.info, each.card.bands) for each, _ in chosen)
         notes += dict.fromkeys(each for each in guesses if each is not None)
-    members, source = members_of(chosen, whole, options)
+    members, source = members_of(chosen, whole, options, shelf)
     crf = _crf(members, options)
     notes += resolution_notes(members, source.info)
     resources = resources_of(options, device)
     machine = Machine.of(resources, precision)
-    made = _plan(source, members, options, crf, machine, stored)
+    made = _plan(source, members, options, crf, machine, stored, shelf)
     area = None if options.mask is None else open_area(options.mask, source.info)
     obstacle = next((m.geometry.obstacle for m in members if m.geometry.obstacle is not None), None)
     if made[0].exact is False and obstacle is not None:
@@ -309,10 +312,12 @@ def _plan(
     crf: CrfParameters | None,
     machine: Machine,
     stored: Sequence[Mapping[str, Any]] | None,
+    shelf: Shelf | None = None,
 ) -> tuple[TilePlan, ...]:
-    networks = [_planned(source, member, options, machine.precision) for member in members]
+    networks = [_planned(source, member, options, machine.precision, shelf or Shelf()) for member in members]
     combining = _combining_bytes(members, crf, machine.precision)
-    if stored is not None:
+    # Those of another number of networks are another job's, which the store refuses by name.
+    if stored is not None and len(stored) == len(networks):
         kept = projected([TilePlan.from_json(dict(one)) for one in stored], networks, machine.resources, combining)
         if kept[0].excess(machine.resources):
             raise PlanError(f"the job was planned with more memory: {kept[0].excess(machine.resources)}")
@@ -333,7 +338,9 @@ def _plan(
     return plan(networks, source.info.shape, request, machine.resources)
 
 
-def _planned(source: RasterSource, member: Member, options: SegmentOptions, precision: str) -> PlannedNetwork:
+def _planned(
+    source: RasterSource, member: Member, options: SegmentOptions, precision: str, shelf: Shelf
+) -> PlannedNetwork:
     """What the plan has to know of a member."""
     dtype, channels = DTYPES[precision], member.geometry.channels_out
     bands = len(member.bands)
@@ -347,8 +354,11 @@ def _planned(source: RasterSource, member: Member, options: SegmentOptions, prec
     )
 
     def footprint(tile: tuple[int, int]) -> Footprint:
-        memory = activation_bytes(member.network, (1, bands, *tile), dtype)
-        return Footprint(memory.peak, memory.workspace, memory.largest)
+        def measure() -> Footprint:
+            memory = activation_bytes(member.network, (1, bands, *tile), dtype)
+            return Footprint(memory.peak, memory.workspace, memory.largest)
+
+        return shelf.footprint((member.model.digest, member.variation, bands, tile, dtype), measure)
 
     return PlannedNetwork(member.geometry, pixel, footprint)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tilepipe.checkpoint import IN_MEMORY, SYNTHETIC, Model, bundled_models, load_model
+from tilepipe.checkpoint import IN_MEMORY, SYNTHETIC, Model, bundled_models
 from tilepipe.combine import match_classes
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.geometry.network import Geometry
@@ -18,6 +18,7 @@ from tilepipe.raster.bands import select_bands
 from tilepipe.raster.info import BandChoice
 from tilepipe.raster.source import RasterInfo, RasterSource
 from tilepipe.resolution import mismatch, spelled
+from tilepipe.shelf import Shelf
 from tilepipe.variants.variation import Variation
 
 Reference = ModelReference | Model
@@ -46,7 +47,7 @@ class Member:
 
 
 def members_of(
-    models: Sequence[tuple[Model, Reference]], whole: RasterSource, options: SegmentOptions
+    models: Sequence[tuple[Model, Reference]], whole: RasterSource, options: SegmentOptions, shelf: Shelf | None = None
 ) -> tuple[tuple[Member, ...], RasterSource]:
     """A job's members, and the raster with the bands that they read."""
     choices = [select_bands(whole.info, model.card.bands, options.bands) for model, _ in models]
@@ -56,24 +57,21 @@ def members_of(
         orders = match_classes([[item.name for item in model.card.classes] for model, _ in models])
     members = []
     for (model, reference), place, order in zip(models, places, orders, strict=True):
-        variation, geometry = _varied(model, options)
+        variation, geometry = (shelf or Shelf()).varied(model, options)
+        _check_scores(model, geometry, options)
         network = variation.network(model.network, model.card.task)
         members.append(Member(model, reference, variation, network, geometry, place, order))
     return tuple(members), whole.select(together)
 
 
-def _varied(model: Model, options: SegmentOptions) -> tuple[Variation, Geometry]:
-    """How the options want the network to run, and the geometry that it then has."""
-    bands = len(model.card.bands)
-    variation = Variation.asked(options, model.network, bands)
-    geometry = variation.geometry(model.network, bands)
+def _check_scores(model: Model, geometry: Geometry, options: SegmentOptions) -> None:
+    """Nothing where the network has a score for each class; else ModelError."""
     names = model.card.classes
     if options.values is None and geometry.channels_out != len(names):
         raise ModelError(
             f"the network of {model.source} gives {geometry.channels_out} scores a pixel for {len(names)} classes; "
             "the two have to agree"
         )
-    return variation, geometry
 
 
 def _union(choices: Sequence[BandChoice]) -> tuple[BandChoice, list[tuple[int, ...]]]:
@@ -95,19 +93,20 @@ def _parts(choice: BandChoice) -> list[tuple[int, int | None]]:
 
 
 def choose_models(
-    given: Models, source: RasterSource, options: SegmentOptions
+    given: Models, source: RasterSource, options: SegmentOptions, shelf: Shelf | None = None
 ) -> tuple[list[tuple[Model, Reference]], list[str]]:
     """The models asked for, or the bundled one that fits the raster's bands best; with what to tell the user."""
+    shelf = shelf or Shelf()
     if given is None:
         if options.values is not None:
             raise UsageError("no bundled model predicts values; choose one with --model")
-        model, note = _bundled(source, options.bands)
+        model, note = _bundled(source, options.bands, shelf)
         return [(model, ModelReference(model.source))], [note]
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    several = references_of(given)
     if not several:
         raise UsageError("no model was given; name one, or leave --model out for a bundled one")
     chosen: list[tuple[Model, Reference]] = [
-        (each, each) if isinstance(each, Model) else _loaded(each) for each in several
+        (each if isinstance(each, Model) else shelf.model(each), each) for each in several
     ]
     for model, _ in chosen:
         _check_task(model, options)
@@ -116,9 +115,12 @@ def choose_models(
     return chosen, []
 
 
-def _loaded(given: str | Path | ModelReference) -> tuple[Model, ModelReference]:
-    reference = given if isinstance(given, ModelReference) else ModelReference.parse(given)
-    return reference.load(), reference
+def references_of(given: Models) -> list[Reference]:
+    """The models that a caller names, each as a reference or itself; none for None."""
+    if given is None:
+        return []
+    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [each if isinstance(each, Reference) else ModelReference.parse(each) for each in several]
 
 
 def _check_task(model: Model, options: SegmentOptions) -> None:
@@ -126,9 +128,9 @@ def _check_task(model: Model, options: SegmentOptions) -> None:
         raise UsageError(f"{model.source} gives values, not classes; use `tilepipe predict`")
 
 
-def _bundled(source: RasterSource, bands: tuple[int, ...] | None) -> tuple[Model, str]:
+def _bundled(source: RasterSource, bands: tuple[int, ...] | None, shelf: Shelf) -> tuple[Model, str]:
     """The bundled model that fits the raster best, and what to tell of the choice."""
-    found = [load_model(name) for name in bundled_models()]
+    found = [shelf.model(ModelReference(name)) for name in bundled_models()]
     fitting = []
     for candidate in found:
         try:

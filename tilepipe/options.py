@@ -63,7 +63,8 @@ class SegmentOptions:
     shards: bool = True
     overviews: bool = True
     """Whether coarser maps for viewers are made, too."""
-    overwrite: bool = False
+    overwrite: bool | Literal["changed"] = False
+    """Whether an output that is there is replaced; "changed": only one that another job made."""
 
     def __post_init__(self) -> None:
         for name, legal in _CHOICES.items():
@@ -78,6 +79,8 @@ class SegmentOptions:
             pair = getattr(self, name)
             if pair is not None and min(pair) < 1:
                 raise UsageError(f"{name} is {pair[0]} x {pair[1]}; both have to be positive")
+        if self.overwrite not in (False, True, "changed"):
+            raise UsageError(f"overwrite is {self.overwrite!r}; legal are true, false and changed")
         if self.stride not in (None, 1):
             raise UsageError(f"stride is {self.stride}; legal is 1, an output for each pixel")
         unfit = [name for name in ("confidence", "probabilities", "refine") if self.values and getattr(self, name)]

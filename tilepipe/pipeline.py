@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from types import TracebackType
+from typing import Any, Self
 
 from tilepipe.block import BlockRecipe, Outcome, run_block
 from tilepipe.errors import ReadError, StoppedError, UsageError
@@ -27,8 +27,10 @@ from tilepipe.predict.prepare import use_large_pages
 from tilepipe.progress import Progress
 from tilepipe.raster.ingest import staged
 from tilepipe.raster.source import RasterSource
-from tilepipe.schedule import Bounded, Stop, connect, map_bounded, resident
+from tilepipe.schedule import Bounded, Crew, Stop, map_bounded
+from tilepipe.shelf import Shelf
 from tilepipe.store.output import OutputStore, create_or_resume, stored_spec
+from tilepipe.store.spec import StoreSpec
 
 HOPELESS = 1024
 """Blocks that cannot be read, with none that can, after which a run does not try the others."""
@@ -74,6 +76,22 @@ class Summary:
         return {**asdict(self), "rate": self.rate, "notes": list(self.notes)}
 
 
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What one job can leave to the next: workers with their networks, models, derivations. For one thread."""
+
+    crew: Crew = field(default_factory=Crew)
+    shelf: Shelf = field(default_factory=Shelf)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.crew.close()
+
+
 def segment_raster(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
@@ -83,23 +101,25 @@ def segment_raster(
     progress: Callable[[Progress], None] | None = None,
     announce: Callable[[Job], None] | None = None,
     stop: Stop | None = None,
+    workshop: Workshop | None = None,
 ) -> Summary:
     """What was done to make `output` the label map of `inputs`; an unfinished output is resumed.
 
     `inputs` is anything GDAL opens, several files read as one mosaic, or a zarr array; `model` a model file, a
     bundled model's name, a `ModelReference` or a `Model`, several of these for an ensemble, or None for the bundled
     one that fits. `announce` hears of the job before it starts (its
-    plan, its notes), `progress` of every finished block. Raises TilepipeError for what the caller can mend,
-    StoppedError (a TilepipeError) after a request to stop; finished blocks are kept in every case.
+    plan, its notes), `progress` of every finished block; `workshop` serves several jobs, one after another. Raises
+    TilepipeError for what the caller can mend, StoppedError (a TilepipeError) after a request to stop; finished
+    blocks are kept in every case.
     """
     started = time.perf_counter()
     use_large_pages()
     options, stop = options or SegmentOptions(), stop or Stop()
-    job = prepare(inputs, model, options, None if options.overwrite else _stored_plans(output))
+    shelf = None if workshop is None else workshop.shelf
+    job, replaced = prepare_for(inputs, output, model, options, shelf)
     if announce is not None:
         announce(job)
-    _refuse_own_input(job, output)
-    with create_or_resume(output, job.spec(), options.overwrite) as store:
+    with create_or_resume(output, job.spec(), replaced) as store:
         there = store.done()
         remaining = (index for index in job.plan.blocks() if index not in there)
         finished = sum(job.plan.block_window(BlockIndex(*index)).area for index in there)
@@ -108,8 +128,8 @@ def segment_raster(
         if len(there) < job.plan.block_count:
             with (
                 _readable(job, output, stop) as source,
-                connect(job.pool) as client,
-                resident(client, f"tilepipe-{uuid4().hex}", BlockRecipe.of(job, source, store)) as name,
+                Crew() if workshop is None else nullcontext(workshop.crew) as crew,
+                crew.at_work(job.pool, BlockRecipe.of(job, source, store)) as (client, name),
             ):
                 ready = time.perf_counter()
                 for outcome in map_bounded(client, name, run_block, remaining, _bounded(job, stop)):
@@ -117,7 +137,8 @@ def segment_raster(
                     if run.hopeless:
                         break
                 done = time.perf_counter()
-        run.check(stop, str(output))
+                # Within: blocks of a job that failed end before its lease.
+                run.check(stop, str(output))
         summary = run.summary(store, ready - started, done - ready)
         if not options.overviews:
             return summary
@@ -141,10 +162,28 @@ def predict_raster(
     return segment_raster(inputs, output, model, replace(options, values=options.values or "float32"), **telling)
 
 
-def _stored_plans(output: str | Path) -> Sequence[Mapping[str, Any]] | None:
-    """The plans of the job that `output` holds, which a resumed one keeps; None where there is none."""
-    spec = stored_spec(output)
-    return None if spec is None else spec.settings.get("plans")
+def prepare_for(
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    model: Models,
+    options: SegmentOptions,
+    shelf: Shelf | None = None,
+) -> tuple[Job, bool | StoreSpec]:
+    """The job that these make of `output`, and what of it is replaced, as `create_or_resume` takes it.
+
+    A job that is resumed keeps the stored plans. Raises what `prepare` does, and UsageError for an output that the
+    job reads.
+    """
+    spec = None if options.overwrite is True else stored_spec(output)
+    plans = None if spec is None else spec.settings.get("plans")
+    replaced: bool | StoreSpec = options.overwrite is True
+    if spec is not None and options.overwrite == "changed":
+        job = prepare(inputs, model, options, None, shelf)
+        replaced = spec if job.spec().fingerprint != spec.fingerprint else False
+    if not isinstance(replaced, StoreSpec):
+        job = prepare(inputs, model, options, plans, shelf)
+    _refuse_own_input(job, output)
+    return job, replaced
 
 
 def _bounded(job: Job, stop: Stop) -> Bounded:

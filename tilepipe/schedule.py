@@ -16,12 +16,13 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from types import FrameType
-from typing import Any, Protocol, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self, TypeVar
+from uuid import uuid4
 
 import dask
 from distributed import Client, Future, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
@@ -159,8 +160,8 @@ def _gpu_cluster(pool: Pool) -> SpecCluster:
 class Recipe(Protocol):
     """What a worker needs to build its resident; small and picklable."""
 
-    def build(self) -> Any:
-        """The object that the worker keeps."""
+    def build(self, former: Any | None = None) -> Any:
+        """The object that the worker keeps; of `former`, what it kept before, whatever serves on is taken over."""
 
 
 class _Resident(WorkerPlugin):
@@ -168,12 +169,13 @@ class _Resident(WorkerPlugin):
 
     idempotent = True
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        self.name, self.recipe = name, recipe
+    def __init__(self, name: str, recipe: Recipe, former: str | None = None) -> None:
+        self.name, self.recipe, self.former = name, recipe, former
         self.built: Any = None
 
     def setup(self, worker: Any) -> None:
-        self.built = self.recipe.build()
+        former = worker.plugins.get(self.former)
+        self.built = self.recipe.build() if former is None else self.recipe.build(former.built)
 
     def teardown(self, worker: Any) -> None:
         close = getattr(self.built, "close", None)
@@ -189,17 +191,77 @@ def _call(name: str, function: Callable[[Any, T], R], item: T) -> R:
 @contextmanager
 def resident(client: Client, name: str, recipe: Recipe) -> Iterator[str]:
     """The name under which every worker, now or later joined, holds what `recipe` builds."""
+    _move_in(client, _Resident(name, recipe))
     try:
-        client.register_plugin(_Resident(name, recipe))
+        yield name
+    finally:
+        _move_out(client, name)
+
+
+def _move_in(client: Client, plugin: _Resident) -> None:
+    try:
+        client.register_plugin(plugin)
     except TilepipeError:
         raise
     except Exception as error:
         raise RunError(f"a worker could not be set up: {type(error).__name__}: {error}") from error
-    try:
-        yield name
-    finally:
-        if client.status == "running":
-            client.unregister_worker_plugin(name)
+
+
+def _move_out(client: Client, name: str) -> None:
+    if client.status == "running":
+        client.unregister_worker_plugin(name)
+
+
+class Crew:
+    """Workers, and what each of them holds, kept from one job to the next; for one thread at a time.
+
+    A job that wants other workers than the one before gets new ones, and so does one after a job that failed, of
+    which blocks may still be under way.
+    """
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._pool: Pool | None = None
+        self._client: Client | None = None
+        self._held: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers that were started here; the next job starts new ones."""
+        client, held, opened = self._client, self._held, self._open
+        self._open, self._pool, self._client, self._held = ExitStack(), None, None, None
+        with opened:
+            if client is not None and held is not None:
+                _move_out(client, held)
+
+    @contextmanager
+    def at_work(self, pool: Pool, recipe: Recipe) -> Iterator[tuple[Client, str]]:
+        """A client of the pool's workers, and the name under which each of them holds what `recipe` builds."""
+        try:
+            client = self._joined(pool)
+            name = f"tilepipe-{uuid4().hex}"
+            _move_in(client, _Resident(name, recipe, self._held))
+            former, self._held = self._held, name
+            if former is not None:
+                _move_out(client, former)
+            yield client, name
+        except BaseException:
+            self.close()
+            raise
+
+    def _joined(self, pool: Pool) -> Client:
+        if self._client is not None and (self._pool != pool or self._client.status != "running"):
+            self.close()
+        if self._client is None:
+            self._pool, self._client = pool, self._open.enter_context(connect(pool))
+        return self._client
 
 
 @dataclass(slots=True)

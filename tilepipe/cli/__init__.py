@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilepipe.cli import bench, demo, evaluate, jobs, networks, preview, stats, stores, train
+from tilepipe.cli import batch, bench, demo, evaluate, jobs, networks, preview, stats, stores, train
 from tilepipe.cli.group import Group
 from tilepipe.version import __version__
 
@@ -24,6 +24,7 @@ for command in (
     jobs.segment,
     jobs.predict,
     jobs.plan,
+    batch.batch,
     networks.inspect,
     networks.models,
     stores.status,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, get_type_hints
 
@@ -24,6 +24,8 @@ from tilepipe.errors import UsageError
 PREFIX = "TILEPIPE_"
 FILES = ("config", "tuned")
 """The options that name files of options, which no such file may hold."""
+ORIGINS = ("config", "manifest", "tuned")
+"""What sets defaults, whichever is read first: --config counts before a batch's manifest, and that before --tuned."""
 
 
 def option(
@@ -87,15 +89,22 @@ def _parameters(
 def read_config(context: typer.Context, path: str | None) -> str | None:
     """`path`, after its values became the context's defaults; the callback of an eager `--config`."""
     if path is not None and not context.resilient_parsing:
-        context.default_map = {**(context.default_map or {}), **_entries(path, "--config", context)}
+        add_defaults(context, "config", _entries(path, "--config", context))
     return path
 
 
 def read_tuned(context: typer.Context, path: str | None) -> str | None:
-    """As `read_config`, for `--tuned`: what `--config` says counts first, whichever of the two is read first."""
+    """As `read_config`, for `--tuned`."""
     if path is not None and not context.resilient_parsing:
-        context.default_map = {**_entries(path, "--tuned", context), **(context.default_map or {})}
+        add_defaults(context, "tuned", _entries(path, "--tuned", context))
     return path
+
+
+def add_defaults(context: typer.Context, origin: str, values: Mapping[str, Any]) -> None:
+    """Makes values of one of ORIGINS the context's defaults, as far as no origin that counts first has them."""
+    found = context.meta.setdefault("tilepipe.defaults", {})
+    found[origin] = values
+    context.default_map = {name: value for each in reversed(ORIGINS) for name, value in found.get(each, {}).items()}
 
 
 def _legal_keys(context: typer.Context) -> dict[str, bool]:
@@ -113,10 +122,18 @@ def _legal_keys(context: typer.Context) -> dict[str, bool]:
 
 def _entries(path: str, flag: str, context: typer.Context) -> dict[str, Any]:
     """The value of each parameter that a TOML file names, as a command line would give it."""
-    return dict(_parsed(path, _table(path, flag), _legal_keys(context)))
+    return dict(parsed(path, read_table(path, flag), _legal_keys(context)))
 
 
-def _table(path: str, flag: str) -> dict[str, Any]:
+def typed(context: typer.Context, group: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass of options with other values, given as a command line would give them, for those that it has."""
+    parameters: dict[str | None, Any] = {parameter.name: parameter for parameter in context.command.params}
+    own = [field.name for field in fields(group) if field.name in values]
+    return replace(group, **{name: parameters[name].process_value(context, values[name]) for name in own})
+
+
+def read_table(path: str, flag: str) -> dict[str, Any]:
+    """What a TOML file holds; UsageError where it is none or cannot be read."""
     import tomllib
 
     try:
@@ -128,7 +145,8 @@ def _table(path: str, flag: str) -> dict[str, Any]:
         raise UsageError(f"{flag} {path} cannot be read: {error.strerror}") from error
 
 
-def _parsed(path: str, table: Mapping[str, Any], legal: Mapping[str, bool]) -> Iterator[tuple[str, Any]]:
+def parsed(path: str, table: Mapping[str, Any], legal: Mapping[str, bool]) -> Iterator[tuple[str, Any]]:
+    """The name and value of each parameter that the table names, of those that are legal (and may be repeated)."""
     for key, value in table.items():
         name = key.replace("-", "_")
         inverse = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"

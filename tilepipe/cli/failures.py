@@ -7,12 +7,12 @@ import errno
 import json
 import os
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 
 import typer
 
+from tilepipe.cli.progress import log_event
 from tilepipe.errors import TilepipeError
 
 # typer carries its own click since 0.26 and used the package before: its error types are found through typer.
@@ -70,8 +70,7 @@ def report(error: BaseException, manner: Manner) -> int:
     if manner.json:
         print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}))
     if manner.log_json:
-        event = {"event": "error", "time": time.time(), "message": failure.message}
-        print(json.dumps({**event, "exit_code": failure.exit_code}), file=sys.stderr)
+        log_event("error", "error", message=failure.message, exit_code=failure.exit_code)
     elif not manner.json:
         print(f"tilepipe: {failure.message}{hint}", file=sys.stderr)
     if manner.verbose and not isinstance(error, ClickError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tilepipe.cli.arguments import option, spread
+from tilepipe.cli.manifest import would_be_file
 from tilepipe.cli.model_options import ModelOptions
 from tilepipe.cli.options import (
     OUTPUT,
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tilepipe.job import Job
     from tilepipe.member import Models
     from tilepipe.options import SegmentOptions
-
-RASTER_ENDINGS = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".nc", ".ecw")
 
 Paths = Annotated[
     list[str],
@@ -147,7 +145,7 @@ def split_paths(paths: list[str]) -> tuple[list[str], str]:
     if len(paths) < 2:
         raise UsageError(f"one path was given ({paths[0]}); write INPUT... OUTPUT.zarr, the output last")
     *inputs, output = paths
-    if output.lower().endswith(RASTER_ENDINGS) or os.path.isfile(output):
+    if would_be_file(output):
         raise UsageError(
             f"the output {output} would be a file; name a zarr folder such as labels.zarr as the last path, "
             "and make a GeoTIFF of it with `tilepipe export`"

@@ -38,6 +38,12 @@ class Teller(Protocol):
     def note(self, message: str) -> None:
         """Tells something the user should know."""
 
+    def scene(self, name: str, number: int, total: int) -> None:
+        """What is told from now on is of this raster of several."""
+
+    def result(self, message: str, failed: bool, **fields: Any) -> None:
+        """Tells what became of it: the message, or the fields in a log."""
+
 
 class Silent:
     """Tells nothing."""
@@ -48,23 +54,39 @@ class Silent:
     def note(self, message: str) -> None:
         """Nothing."""
 
+    def scene(self, name: str, number: int, total: int) -> None:
+        """Nothing."""
+
+    def result(self, message: str, failed: bool, **fields: Any) -> None:
+        """Nothing."""
+
 
 class Lines:
     """A plain line every ten seconds and at the end: for logs and pipes."""
 
     def __init__(self, work: Work) -> None:
         self._work, self._last = work, time.monotonic()
+        self._scene = ""
 
     def __call__(self, state: Progress) -> None:
         """A line, where the last one is long enough ago."""
         now = time.monotonic()
-        if now - self._last >= EVERY or state.done == state.total:
+        # Of one of several rasters the result is told at once.
+        if now - self._last >= EVERY or (state.done == state.total and not self._scene):
             self._last = now
-            say(sentence(state, self._work.unit))
+            say(self._scene + sentence(state, self._work.unit))
 
     def note(self, message: str) -> None:
         """A line of its own."""
         say(f"note: {message}")
+
+    def scene(self, name: str, number: int, total: int) -> None:
+        """Lines begin with it from now on."""
+        self._scene = f"{_which(name, number, total)}: "
+
+    def result(self, message: str, failed: bool, **fields: Any) -> None:
+        """A line of its own."""
+        say(self._scene + message)
 
 
 class JsonLines:
@@ -72,6 +94,7 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._last = float("-inf")
+        self._scene: dict[str, Any] = {}
 
     def __call__(self, state: Progress) -> None:
         """A progress event, where the last one is long enough ago."""
@@ -79,11 +102,20 @@ class JsonLines:
         if now - self._last >= JSON_EVERY or state.done == state.total:
             self._last = now
             fields = {name: getattr(state, name) for name in Progress._fields}
-            log_event("progress", **fields, rate=rate(state), seconds_left=seconds_left(state))
+            log_event("progress", **self._scene, **fields, rate=rate(state), seconds_left=seconds_left(state))
 
     def note(self, message: str) -> None:
         """A note event."""
-        log_event("note", message=message)
+        log_event("note", **self._scene, message=message)
+
+    def scene(self, name: str, number: int, total: int) -> None:
+        """A begin event; those that follow name the scene."""
+        self._scene, self._last = {"scene": name}, float("-inf")
+        log_event("begin", **self._scene, number=number, scenes=total)
+
+    def result(self, message: str, failed: bool, **fields: Any) -> None:
+        """An end event."""
+        log_event("end", "error" if failed else "info", **{**self._scene, **fields, "message": message})
 
 
 class Terminal:
@@ -91,6 +123,7 @@ class Terminal:
 
     def __init__(self, work: Work, bar: Bar) -> None:
         self._work, self._bar = work, bar
+        self._scene = ""
         self._task = bar.add_task("starting", total=None, unit=work.unit, speed="", left="", resumed="")
 
     def __call__(self, state: Progress) -> None:
@@ -98,7 +131,7 @@ class Terminal:
         left = seconds_left(state)
         self._bar.update(
             self._task,
-            description=state.work or self._work.verb,
+            description=self._scene + (state.work or self._work.verb),
             unit="parts" if state.work else self._work.unit,
             completed=state.done,
             total=state.total,
@@ -109,7 +142,20 @@ class Terminal:
 
     def note(self, message: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(f"tilepipe: note: {message}", markup=False, highlight=False, soft_wrap=True)
+        self._say(f"note: {message}")
+
+    def scene(self, name: str, number: int, total: int) -> None:
+        """Names it beside the bar, which begins anew."""
+        self._scene = f"{_which(name, number, total)}: "
+        fields: dict[str, Any] = {"unit": self._work.unit, "speed": "", "left": "", "resumed": ""}
+        self._bar.reset(self._task, description=self._scene + "starting", **fields)
+
+    def result(self, message: str, failed: bool, **fields: Any) -> None:
+        """A line above the bar."""
+        self._say(self._scene + message)
+
+    def _say(self, message: str) -> None:
+        self._bar.console.print(f"tilepipe: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -176,8 +222,13 @@ def say(message: str) -> None:
     print(f"tilepipe: {message}", file=sys.stderr, flush=True)
 
 
-def log_event(event: str, **fields: Any) -> None:
+def _which(name: str, number: int, total: int) -> str:
+    """A raster of several, in words."""
+    return f"[{number}/{total}] {name}"
+
+
+def log_event(event: str, level: str = "info", **fields: Any) -> None:
     """One JSON object on a line of stderr."""
-    values = {"event": event, "time": time.time(), **fields}
+    values = {"time": time.time(), "level": level, "event": event, **fields}
     short = {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
     print(json.dumps(short), file=sys.stderr, flush=True)

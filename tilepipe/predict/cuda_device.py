@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -100,12 +101,16 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def limit(self, size: int) -> None:
-        """Lets torch's allocator take at most `size` bytes of the device."""
+        """Lets torch's allocator take at most `size` bytes of the device; `peak_bytes` counts from now on."""
+        # Networks of earlier jobs may hang in cycles, and their memory in the allocator's cache.
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
         total = torch.cuda.get_device_properties(self.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), self.device)
 
     def peak_bytes(self) -> int:
-        """The most memory that was reserved at once."""
+        """The most memory that was reserved at once, since it was limited."""
         return int(torch.cuda.max_memory_reserved(self.device))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from tilepipe.errors import StoreError
+from tilepipe.errors import StoreBusyError, StoreError
 from tilepipe.store.attributes import array_attributes, overview_group
 from tilepipe.store.creation import clear, create, refuse_foreign, refuse_other, stored_in
 from tilepipe.store.durable import Files
@@ -55,12 +55,12 @@ class BlockMaps(Protocol):
         """(channel, h, w) float16 or float32, with NaN without data."""
 
 
-def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: bool = False) -> OutputStore:
+def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: bool | StoreSpec = False) -> OutputStore:
     """The store at a path or URL, leased to this process: new, or as an earlier run of the same job left it.
 
     Raises StoreError where another job's store or anything else is there, StoreBusyError where another process
     writes to it, RunError where the disk is full. `overwrite` replaces a tilepipe store, its records first, and
-    never anything else.
+    never anything else; a spec only the store that has this spec.
     """
     files = files_at(path, spec.kind)
     others = [files_at(path, kind) for kind in KINDS if kind != spec.kind]
@@ -75,7 +75,7 @@ def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: b
     lease = acquire(files)
     try:
         _refuse_held(others)
-        stored = None if overwrite else stored_in(files)
+        stored = _left(files, overwrite)
         if stored is not None:
             refuse_other(files, stored, spec)
             spec = stored
@@ -87,6 +87,34 @@ def create_or_resume(path: str | os.PathLike[str], spec: StoreSpec, overwrite: b
         lease.release()
         raise
     return OutputStore(files, spec, lease.owner.token, lease)
+
+
+def store_to_resume(
+    path: str | os.PathLike[str], spec: StoreSpec, overwrite: bool | StoreSpec = False
+) -> OutputStore | None:
+    """The store that `create_or_resume` would resume, for reading; None where it would make one.
+
+    Writes nothing, and raises what `create_or_resume` would.
+    """
+    files = files_at(path, spec.kind)
+    refuse_foreign(files)
+    stored = _left(files, overwrite)
+    if stored is not None:
+        refuse_other(files, stored, spec)
+    _refuse_held(files_at(path, kind) for kind in KINDS)
+    return None if stored is None else OutputStore(files, stored)
+
+
+def _left(files: Files, overwrite: bool | StoreSpec) -> StoreSpec | None:
+    """The spec of the store that is there and stays; None where a new one is made."""
+    if overwrite is True:
+        return None
+    stored = stored_in(files)
+    if overwrite is False or stored is None:
+        return stored
+    if stored.digest != overwrite.digest:
+        raise StoreBusyError(f"{files.root} was made anew while this job started; run the same command again")
+    return None
 
 
 def open_store(path: str | os.PathLike[str]) -> OutputStore:
