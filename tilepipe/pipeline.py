@@ -191,7 +191,8 @@ def prepare_for(
 
 def _bounded(job: Job, stop: Stop) -> Bounded:
     # Twice what the workers run at once: a worker that ends a block finds the next one waiting.
-    return Bounded(in_flight=2 * job.resources.blocks * job.resources.workers, stop=stop)
+    in_flight = 2 * job.resources.blocks * job.resources.workers
+    return Bounded(in_flight, each_thread=0 if job.options.scheduler is None else 2, stop=stop)
 
 
 def _refuse_own_input(job: Job, output: str | Path) -> None:
