@@ -26,7 +26,6 @@ def make_cluster() -> Any:
     return LocalCUDACluster(
         threads_per_worker=3,  # blocks in flight: one is computed, one read, one written
         memory_limit=0,  # tilepipe's plan bounds the memory; dask would only pause and spill
-        device_memory_limit=None,
         dashboard_address=None,
         # rmm_pool_size=...: leave it out, torch has an allocator of its own
     )

@@ -21,13 +21,13 @@ tilepipe plan "$input" "$@" || exit
 for attempt in 1 2 3 4; do
   tilepipe segment "$input" "$output" "$@"
   code=$?
-  if [ $code -ne 1 ] || [ $attempt -eq 4 ]; then
+  if [ "$code" -ne 1 ] || [ "$attempt" -eq 4 ]; then
     break
   fi
-  sleep $((attempt * ${PAUSE:-20}))
+  sleep "$((attempt * ${PAUSE:-20}))"
 done
-if [ $code -ne 0 ]; then
-  exit $code
+if [ "$code" -ne 0 ]; then
+  exit "$code"
 fi
 
 # A Cloud Optimized GeoTIFF beside the store, with colours, class names and overviews, and each class's area.

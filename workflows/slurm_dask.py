@@ -25,10 +25,12 @@ NODE: dict[str, Any] = {
     "processes": 1,
     "memory": "48GB",  # what `tilepipe plan` projects for one process, and a reserve
     "walltime": "04:00:00",
-    "job_extra_directives": ["--gres=gpu:1", "--cpus-per-task=8"],
+    "job_cpu": 8,  # cores that SLURM reserves for it
+    "job_extra_directives": ["--gres=gpu:1"],
     "job_script_prologue": ["source $HOME/tilepipe/bin/activate"],
-    # Workers stop taking blocks before SLURM kills them, and start afresh for each block that was in their hands.
-    "worker_extra_args": ["--lifetime", "235m", "--lifetime-stagger", "4m"],
+    # Workers leave before SLURM ends them at their walltime, and others are asked for.
+    "worker_extra_args": ["--lifetime", "230m", "--lifetime-stagger", "5m"],
+    # "interface": "ib0",  # where nodes reach the scheduler by another network than this machine's first
 }
 """One worker, which is one job of SLURM."""
 
@@ -39,7 +41,8 @@ def make_cluster(nodes: int) -> Any:
 
     cluster = SLURMCluster(**NODE)
     print(cluster.job_script(), file=sys.stderr)
-    cluster.scale(jobs=nodes)
+    # Not `scale`: jobs that end are to be replaced.
+    cluster.adapt(minimum_jobs=nodes, maximum_jobs=nodes)
     return cluster
 
 
