@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
+from subprocess import run
 from xml.etree import ElementTree
 
 import tilepipe
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = [sys.executable, "-m", "tilepipe", "batch", str(manifest), "--overwrite", "--tile", str(options.tile)]
     model = [] if options.model is None else ["--model", options.model]
-    return subprocess.run([*command, *model, *more], check=False).returncode
+    return run([*command, *model, *more], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ import tilepipe
 def ndvi(scene: xr.DataArray, red: int, nir: int) -> xr.DataArray:
     """(y, x) float32, -1 to 1: the normalised difference of two bands, counted from 1; NaN where both are 0."""
     one, other = (scene.sel(band=band).astype("float32") for band in (nir, red))
-    return (one - other) / (one + other)
+    total = one + other
+    return (one - other) / total.where(total != 0)
 
 
 def zones_like(grid: xr.DataArray, shapes: list[Any]) -> xr.DataArray:
