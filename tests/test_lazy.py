@@ -121,22 +121,29 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
     return path, values, segment(raster, folder / "out.zarr", path, tile=(224, 224), threads=1)[0]
 
 
+AWKWARD = ((1, 2), (1, 70, 9, 150), (249, 1))
+"""Chunks of (3, 230, 250) pixels."""
+PART = np.s_[60:229, 31:250]
+
+
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
 def test_every_scheduler_gives_the_same(preset: tuple[Path, np.ndarray, np.ndarray], scheduler: str) -> None:
     """With the model by its file's name, which each process loads by itself."""
     path, values, wanted = preset
-    found = tilepipe.segment(da.from_array(values, chunks=(3, 70, 60)), path, replace(OPTIONS, tile=(224, 224)))
+    found = tilepipe.segment(da.from_array(values, chunks=AWKWARD), path, replace(OPTIONS, tile=(224, 224)))
     assert found.npartitions > 1
     with dask.config.set(scheduler=scheduler, num_workers=2):
-        np.testing.assert_array_equal(found.compute(), wanted)
+        np.testing.assert_array_equal(found[PART].compute(), wanted[PART])
+        if scheduler != "processes":
+            np.testing.assert_array_equal(found.compute(), wanted)
 
 
-@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_workers_of_a_cluster_give_the_same(preset: tuple[Path, np.ndarray, np.ndarray], processes: bool) -> None:
+def test_workers_of_a_cluster_give_the_same(preset: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    """Threads here; `test_cluster` has processes."""
     path, values, wanted = preset
-    found = tilepipe.segment(da.from_array(values, chunks=(3, 70, 60)), path, replace(OPTIONS, tile=(224, 224)))
+    found = tilepipe.segment(da.from_array(values, chunks=AWKWARD), path, replace(OPTIONS, tile=(224, 224)))
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
         Client(cluster),
     ):
         np.testing.assert_array_equal(found.compute(), wanted)

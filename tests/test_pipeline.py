@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from reference import MEAN, STD, ArraySource, model_of, scene, settled, whole_la
 from tiling import planned, some_tile, tiled_labels
 from torch import nn
 
-from tilepipe.checkpoint import Model, save_model
+from tilepipe.checkpoint import Model
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import Geometry
 from tilepipe.models import build
@@ -28,7 +28,6 @@ from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.predict import cpu as predict_cpu
 from tilepipe.predict.blend import window_weights
 from tilepipe.predict.prepare import prepare
-from tilepipe.schedule import Pool, connect
 from tilepipe.store.output import open_store
 from tilepipe.trace import geometry_of
 from tilepipe.window import Window
@@ -157,40 +156,6 @@ def test_command_path_equals_the_whole_image_pass(made: Made, name: str, tmp_pat
     assert (labels == whole_labels(model, geometry, values)).all()
     assert summary.stitch == "exact"
     assert sum(summary.classes.values()) + summary.nodata == values[0].size
-
-
-def folder_bytes(root: Path) -> dict[str, bytes]:
-    """Arrays and metadata of a store; records hold timings and are left out."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and ".tilepipe" not in path.parts
-    }
-
-
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """The address of a cluster of two processes."""
-    with connect(Pool(workers=2, threads=1)) as client:
-        yield client.scheduler.address
-
-
-@pytest.mark.parametrize("stitch", ["exact", "blend"])
-def test_same_bytes_whatever_the_workers_threads_and_scheduler(tmp_path: Path, stitch: Any, scheduler: str) -> None:
-    network = settled(build("segnet-basic", classes=CLASSES, width=0.1))
-    arguments = {"classes": CLASSES, "width": 0.1}
-    card = replace(model_of(network, CLASSES).card, architecture="segnet-basic", arguments=arguments)
-    save_model(tmp_path / "model.safetensors", network, card)
-    raster = write_raster(tmp_path / "in.tif", scene((500, 620), seed=6))
-    base = SegmentOptions(stitch=stitch, tile=(272, 272), block=(208, 208), device="cpu", confidence=True)
-    outputs = []
-    for number, more in enumerate(({"threads": 1}, {"threads": 3}, {"scheduler": scheduler})):
-        out = tmp_path / f"out{number}.zarr"
-        segment_raster(raster, out, tmp_path / "model.safetensors", replace(base, **more))
-        outputs.append(folder_bytes(out))
-    assert any(name.startswith("labels/c/") for name in outputs[0])
-    assert outputs[1] == outputs[0]
-    assert outputs[2] == outputs[0]
 
 
 @pytest.mark.parametrize("stitch", ["exact", "blend"])

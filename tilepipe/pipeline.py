@@ -7,12 +7,14 @@ Blocks exchange nothing: each reads its own window, halo included, and writes it
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import gettempdir
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +31,7 @@ from tilepipe.raster.ingest import staged
 from tilepipe.raster.source import RasterSource
 from tilepipe.schedule import Bounded, Crew, Stop, map_bounded
 from tilepipe.shelf import Shelf
+from tilepipe.store.objects import is_url
 from tilepipe.store.output import OutputStore, create_or_resume, stored_spec
 from tilepipe.store.spec import StoreSpec
 
@@ -188,7 +191,8 @@ def prepare_for(
 
 def _bounded(job: Job, stop: Stop) -> Bounded:
     # Twice what the workers run at once: a worker that ends a block finds the next one waiting.
-    return Bounded(in_flight=2 * job.resources.blocks * job.resources.workers, stop=stop)
+    in_flight = 2 * job.resources.blocks * job.resources.workers
+    return Bounded(in_flight, each_thread=0 if job.options.scheduler is None else 2, stop=stop)
 
 
 def _refuse_own_input(job: Job, output: str | Path) -> None:
@@ -201,7 +205,11 @@ def _refuse_own_input(job: Job, output: str | Path) -> None:
 
 
 def _staging_path(output: str | Path) -> Path:
-    return Path(f"{str(output).rstrip('/')}.staged.zarr")
+    """Beside the output; for one in a bucket in the folder of temporary files, by a name that a resume finds."""
+    text = str(output).rstrip("/")
+    if is_url(text):
+        return Path(gettempdir(), f"tilepipe-{hashlib.sha256(text.encode()).hexdigest()[:16]}.staged.zarr")
+    return Path(f"{text}.staged.zarr")
 
 
 @contextmanager
@@ -216,6 +224,11 @@ def _readable(job: Job, output: str | Path, stop: Stop) -> Iterator[RasterSource
             )
 
     if job.staging is not None:
+        if job.options.scheduler is not None and is_url(output):
+            raise UsageError(
+                f"{job.staging}, and beside {output} there is no folder for the copy that all workers see; "
+                "run `tilepipe ingest` into a shared folder and segment that, or add --stage never"
+            )
         with staged(job.source, _staging_path(output), check) as copy:
             yield copy
     else:

@@ -14,9 +14,10 @@ import logging
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -35,6 +36,9 @@ R = TypeVar("R")
 
 GRACE_SECONDS = 20.0
 """How long blocks in flight may take to finish after a request to stop; schedulers give about 30 s in all."""
+
+LOOK_SECONDS = 2.0
+"""How often a cluster that may grow or shrink is asked for its workers."""
 
 SETTINGS = {
     # The plan bounds memory; dask's own spilling and pausing would only slow a job that fits.
@@ -165,17 +169,20 @@ class Recipe(Protocol):
 
 
 class _Resident(WorkerPlugin):
-    """Holds what a recipe builds, on one worker."""
+    """Holds what a recipe builds, on one worker, and how many items may use it at once."""
 
     idempotent = True
 
-    def __init__(self, name: str, recipe: Recipe, former: str | None = None) -> None:
-        self.name, self.recipe, self.former = name, recipe, former
+    def __init__(self, name: str, recipe: Recipe, at_once: int | None = None, former: str | None = None) -> None:
+        self.name, self.recipe, self.at_once, self.former = name, recipe, at_once, former
         self.built: Any = None
+        self.turn: AbstractContextManager[Any] = nullcontext()
 
     def setup(self, worker: Any) -> None:
         former = worker.plugins.get(self.former)
         self.built = self.recipe.build() if former is None else self.recipe.build(former.built)
+        if self.at_once is not None:
+            self.turn = threading.Semaphore(self.at_once)
 
     def teardown(self, worker: Any) -> None:
         close = getattr(self.built, "close", None)
@@ -185,13 +192,18 @@ class _Resident(WorkerPlugin):
 
 
 def _call(name: str, function: Callable[[Any, T], R], item: T) -> R:
-    return function(get_worker().plugins[name].built, item)
+    plugin = get_worker().plugins[name]
+    with plugin.turn:
+        return function(plugin.built, item)
 
 
 @contextmanager
-def resident(client: Client, name: str, recipe: Recipe) -> Iterator[str]:
-    """The name under which every worker, now or later joined, holds what `recipe` builds."""
-    _move_in(client, _Resident(name, recipe))
+def resident(client: Client, name: str, recipe: Recipe, at_once: int | None = None) -> Iterator[str]:
+    """The name under which every worker, now or later joined, holds what `recipe` builds.
+
+    At most `at_once` items use it at a time on a worker, however many threads that has; None for no limit.
+    """
+    _move_in(client, _Resident(name, recipe, at_once))
     try:
         yield name
     finally:
@@ -247,7 +259,9 @@ class Crew:
         try:
             client = self._joined(pool)
             name = f"tilepipe-{uuid4().hex}"
-            _move_in(client, _Resident(name, recipe, self._held))
+            # Workers that others started may have more threads than the plan has memory for.
+            at_once = None if pool.scheduler is None else pool.threads
+            _move_in(client, _Resident(name, recipe, at_once, self._held))
             former, self._held = self._held, name
             if former is not None:
                 _move_out(client, former)
@@ -269,6 +283,9 @@ class Bounded:
     """How a map is run: items in flight over all workers, and how often a failed item is tried again."""
 
     in_flight: int
+    """At least."""
+    each_thread: int = 0
+    """For each thread of the workers, of those that join later, too, where that is more than `in_flight`."""
     retries: int = 2
     stop: Stop = field(default_factory=Stop)
     grace: float = GRACE_SECONDS
@@ -284,12 +301,14 @@ def map_bounded(
     """
     waiting, finished = iter(items), queue.SimpleQueue[Future]()
     pending: set[Future] = set()
-    deadline = float("inf")
+    deadline, limit, looked = float("inf"), how.in_flight, float("-inf")
     try:
         while True:
+            if how.each_thread and time.monotonic() > looked + LOOK_SECONDS:
+                limit, looked = max(how.in_flight, how.each_thread * _threads(client)), time.monotonic()
             if not how.stop.asked:
                 # Together where several are due: each submission costs the scheduler as much as an item.
-                due = list(islice(waiting, how.in_flight - len(pending)))
+                due = list(islice(waiting, max(0, limit - len(pending))))
                 futures = client.map(partial(_call, name, function), due, pure=False, retries=how.retries)
                 pending.update(futures)
                 for future in futures:
@@ -310,6 +329,11 @@ def map_bounded(
     finally:
         if pending:
             client.cancel(list(pending), force=True)
+
+
+def _threads(client: Client) -> int:
+    """Of all workers that are there."""
+    return sum(client.nthreads().values())
 
 
 def _results(client: Client, futures: list[Future]) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -26,16 +27,29 @@ def files_at(path: str | os.PathLike[str], kind: str = "labels") -> Files:
     text = os.fspath(path)
     if text.startswith("file://"):
         return LocalFiles(text.removeprefix("file://"), kind)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", text):
-        return ObjectFiles(text, kind)
-    return LocalFiles(text, kind)
+    return ObjectFiles(text, kind) if is_url(text) else LocalFiles(text, kind)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an fsspec URL.
+
+    >>> is_url("s3://bucket/out.zarr"), is_url("simplecache::s3://bucket/o"), is_url("C:/out.zarr"), is_url("out.zarr")
+    (True, True, False, False)
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+(::|://)", os.fspath(path)) is not None
+
+
+_EXTRAS = {"s3": "tilepipe[s3]", "s3a": "tilepipe[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What to install for a URL's scheme."""
+_SETTINGS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, getattr(errno, "EREMCHG", errno.ENOENT)}
+"""Refusals that stay as long as settings do: a wrong region or endpoint, an unknown request."""
 
 
 class ObjectFiles:
     """Objects below an fsspec URL, each written by one PUT.
 
-    Exclusive creation is the driver's conditional PUT (`mode="create"`: S3, memory ...); drivers without one
-    look first and then write, which leaves a gap of a round trip.
+    Exclusive creation is the driver's conditional PUT (`mode="create"`: S3, memory ...). Drivers and servers without
+    one look first and then write: of several that do so within a round trip the last one has the file.
     """
 
     def __init__(self, root: str, kind: str = "labels") -> None:
@@ -60,21 +74,22 @@ class ObjectFiles:
         if self._opened is None:
             try:
                 self._opened = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
-            except (ImportError, ValueError) as error:
-                raise StoreError(f"{self.root}: {error}; install the driver, or write to a folder") from error
+            except ImportError as error:
+                extra = _EXTRAS.get(self.root.partition(":")[0].lower())
+                remedy = "install the driver" if extra is None else f"pip install '{extra}'"
+                raise StoreError(f"{self.root}: {_reason(error)}; {remedy}, or write to a folder") from error
+            except ValueError as error:
+                raise StoreError(f"{self.root}: {_reason(error)}; use s3://bucket/out.zarr, or a folder") from error
         return self._opened
 
     @contextlib.contextmanager
     def _explained(self, key: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, TilepipeError):
+        except TilepipeError:
             raise
-        except PermissionError as error:
-            raise StoreError(f"{self.root}/{key}: {error}; the credentials must allow it") from error
         except Exception as error:  # each driver has error types of its own
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise RunError(f"{self.root}/{key}: {reason}; run the same command again to resume") from error
+            raise _explain(error, f"{self.root}/{key}") from error
 
     def read(self, key: str) -> bytes | None:
         with self._explained(key):
@@ -84,13 +99,19 @@ class ObjectFiles:
                 return None
 
     def read_folder(self, folder: str) -> dict[str, bytes]:
-        paths = [f"{self._path(folder)}/{name}" for name in self.names(folder)]
-        if not paths:
+        names = self.names(folder)
+        if not names:
             return {}
+        read = {}
         with self._explained(folder):
-            # One call, so that drivers fetch many at once.
-            found = self._fs.cat(paths, on_error="omit")
-        return {str(path).rsplit("/", 1)[-1]: bytes(data) for path, data in found.items()}
+            # One call, so that drivers fetch many at once, and by range, which takes S3 one request each.
+            found = self._fs.cat_ranges([f"{self._path(folder)}/{name}" for name in names], 0, None, on_error="return")
+            for name, data in zip(names, found, strict=True):
+                if isinstance(data, bytes):
+                    read[name] = data
+                elif not isinstance(data, (FileNotFoundError, IsADirectoryError)):
+                    raise data
+        return read
 
     def names(self, folder: str) -> list[str]:
         with self._explained(folder):
@@ -125,11 +146,15 @@ class ObjectFiles:
                 return False
             try:
                 self._fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
             except (NotImplementedError, TypeError, ValueError):
                 self._fs.pipe_file(path, data)
-        return True
+            except OSError as error:
+                if error.errno == errno.ENOSYS:
+                    self._fs.pipe_file(path, data)
+                elif not isinstance(error, FileExistsError) and self.read(key) is None:
+                    raise
+        # What is there tells more than the answer: of a PUT that was sent again, or whose condition was ignored.
+        return self.read(key) == data
 
     def delete(self, key: str) -> None:
         with self._explained(key), contextlib.suppress(FileNotFoundError):
@@ -164,3 +189,21 @@ class ObjectFiles:
         for name in left:
             self.delete(f"{folder}/{name}")
         return len(left)
+
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _explain(error: Exception, place: str) -> TilepipeError:
+    """The error to raise for a driver's: RunError where a retry may help, else StoreError."""
+    name, reason = type(error).__name__, _reason(error)
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{place}: {reason}; make the bucket, or correct the URL")
+    if isinstance(error, PermissionError):
+        return StoreError(f"{place}: {reason}; the credentials must allow it")
+    if "Credential" in name or "Credential" in reason or "ProfileNotFound" in name:
+        return StoreError(f"{place}: {reason}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    if "Region" in name or (isinstance(error, OSError) and error.errno in _SETTINGS):
+        return StoreError(f"{place}: {reason}; check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL")
+    return RunError(f"{place}: {name}: {reason}; run the same command again to resume")
