@@ -33,7 +33,10 @@ def files(tmp_path_factory) -> Path:
 
 
 def test_the_commands_are_these() -> None:
-    names = "segment predict plan batch inspect models status stats preview export overviews ingest train evaluate demo bench"
+    names = (
+        "segment predict plan batch inspect models status stats preview export overviews ingest train evaluate demo "
+        "bench"
+    )
     assert set(COMMANDS) == set(names.split())
 
 

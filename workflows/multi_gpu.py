@@ -35,7 +35,9 @@ def main(words: list[str], device: str = "cuda") -> tilepipe.Summary:
     source, output, *model = words
     with make_cluster() as cluster:
         # Memory of host and device are measured here, where the workers are; each may use its share of the host's.
-        share = tilepipe.SegmentOptions(scheduler=cluster.scheduler_address, device=device, workers=len(cluster.workers))
+        share = tilepipe.SegmentOptions(
+            scheduler=cluster.scheduler_address, device=device, workers=len(cluster.workers)
+        )
         return tilepipe.segment_raster(source, output, model[0] if model else None, share)
 
 
