@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stitch", ["exact", "blend"])
+@pytest.mark.parametrize("stitch", ["exact", pytest.param("blend", marks=pytest.mark.slow)])
 def test_same_bytes_whatever_the_workers_threads_and_scheduler(
     tmp_path: Path, folder: Path, stitch: Any, scheduler: str
 ) -> None:

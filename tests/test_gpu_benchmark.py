@@ -26,6 +26,7 @@ def rehearsed(folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads((folder / "out.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_network_alone(tmp_path: Path) -> None:
     found = rehearsed(tmp_path, "--only", "product,kernels,steps,rivals")
     assert found["product"]["bf16 matrix product"]["tflops"] > 0

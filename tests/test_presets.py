@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -180,13 +181,17 @@ def test_tiles_of_the_published_network_give_the_labels_of_the_whole_image(name:
     check_random_cut(name, seed=len(name), full=True)
 
 
-PROVED_ELSEWHERE = ("deconvnet", "fcn32s", "fcn16s")
-"""In the fast tests of their families."""
+FAMILIES = ("autoencoder", "dilated-fcn", "fcn8s", "lenet", "segnet", "segnet-basic")
+"""One of each family; deconvnet has fast tests of its own."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in PROVED_ELSEWHERE else []) for name in ROWS]
-)
+def families_first(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test of each name, slow where another of its family is not."""
+    given = [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.slow]) for name in sorted(names)]
+    return pytest.mark.parametrize("name", given)
+
+
+@families_first(ROWS)
 def test_the_derivation_is_proved(name: str):
     proof = prove(fitted(name).network, geometry(name))
     assert proof.ok, proof
@@ -280,7 +285,7 @@ def test_the_halo_of_the_published_network_is_minimal(name: str):
 # ---- the command line --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@families_first(PRESETS)
 def test_inspect_prints_its_card(name: str, monkeypatch: pytest.MonkeyPatch):
     """At the published width; its weights, which need not be there without the proof, have no memory."""
 
