@@ -136,9 +136,6 @@ def _environment(host: str) -> Iterator[None]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ENDPOINT_URL": f"http://{host}",
-            "AWS_S3_ENDPOINT": host,
-            "AWS_HTTPS": "NO",
-            "AWS_VIRTUAL_HOSTING": "FALSE",
         }.items():
             patch.setenv(name, value)
         forget_connections()

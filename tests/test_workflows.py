@@ -105,7 +105,7 @@ def test_a_single_node_plans_segments_and_exports(tmp_path: Path) -> None:
     assert shell.run("single_node.sh", "in.tif", "out.zarr", "--model", "m", PAUSE="0") == 0
     segment = "tilepipe segment in.tif out.zarr --model m"
     assert shell.said() == [
-        "tilepipe plan in.tif --model m",
+        f"{segment} --dry-run",
         segment,
         segment,
         segment,

@@ -14,7 +14,7 @@ input=$1 output=$2
 shift 2
 
 # Tiles, memory and what would be read and written, before anything is. Ends here where the job cannot be done.
-tilepipe plan "$input" "$@" || exit
+tilepipe segment "$input" "$output" "$@" --dry-run || exit
 
 # Exit code 1 says that a retry may help (a full disk, a lost worker, a bucket that did not answer): three of them.
 # 3 is bad input and 2 a wrong option, which no retry mends; 75 and 130 are SIGTERM and Ctrl-C: someone wants it to end.

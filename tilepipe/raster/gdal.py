@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from tilepipe.errors import InputError, ReadError
-from tilepipe.raster.identity import file_identity
+from tilepipe.raster.identity import bucket_options, file_identity
 from tilepipe.raster.info import GroundPoint, RasterInfo, Transform, cells
 from tilepipe.window import Window
 
@@ -53,6 +54,11 @@ _OPTIONS = {
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
 }
+
+
+def _environment() -> rasterio.Env:
+    """GDAL's settings while one of its files is open."""
+    return rasterio.Env(**_OPTIONS, **bucket_options(os.environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ class GdalBackend:
     @contextmanager
     def _reading(self, window: Window) -> Iterator[Any]:
         try:
-            with self._turn, rasterio.Env(**_OPTIONS):
+            with self._turn, _environment():
                 try:
                     yield self._dataset()
                 except _GDAL_ERRORS:
@@ -240,7 +246,7 @@ def open_dataset(target: str, warp: Warp | None = None) -> Any:
 def describe(name: str, target: str, warp: Warp | None = None, block_limit: int = BLOCK_LIMIT) -> RasterInfo:
     """What the raster at `target` is; an InputError in one line where it cannot be opened or used."""
     try:
-        with _COMPOSED_TURN, rasterio.Env(**_OPTIONS), open_dataset(target, warp) as dataset:
+        with _COMPOSED_TURN, _environment(), open_dataset(target, warp) as dataset:
             info = _describe(name, dataset)
     except _GDAL_ERRORS as error:
         if isinstance(error, InputError):
@@ -343,7 +349,7 @@ def _listed(file: str) -> list[str]:
             continue
         found.append(path)
         try:
-            with _COMPOSED_TURN, rasterio.Env(**_OPTIONS), rasterio.open(path, sharing=False) as dataset:
+            with _COMPOSED_TURN, _environment(), rasterio.open(path, sharing=False) as dataset:
                 names = [str(name) for name in dataset.files if str(name) != path]
         except _GDAL_ERRORS:
             continue

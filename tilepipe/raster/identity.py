@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 from urllib.error import URLError
 
@@ -22,6 +23,21 @@ def gdal_path(text: str) -> str:
     if scheme in ("http", "https", "ftp"):
         return f"/vsicurl/{text}"
     return _SCHEMES[scheme] + rest if scheme in _SCHEMES else text
+
+
+def bucket_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """GDAL's options for a bucket at AWS_ENDPOINT_URL, which other libraries go by; none where GDAL's own are set.
+
+    >>> bucket_options({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
+    {'AWS_S3_ENDPOINT': '127.0.0.1:9000', 'AWS_HTTPS': 'NO', 'AWS_VIRTUAL_HOSTING': 'FALSE'}
+    """
+    scheme, _, host = (environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL", "")).partition(
+        "://"
+    )
+    if not host or "AWS_S3_ENDPOINT" in environment:
+        return {}
+    secure = "NO" if scheme == "http" else "YES"
+    return {"AWS_S3_ENDPOINT": host.rstrip("/"), "AWS_HTTPS": secure, "AWS_VIRTUAL_HOSTING": "FALSE"}
 
 
 def file_identity(path: str) -> dict[str, Any]:
