@@ -18,7 +18,16 @@ from tilepipe.errors import UsageError
 from tilepipe.predict.blend import Strip, accumulate, finish
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted, blend_rows
 from tilepipe.predict.prepare import Prepared, scores_of, use_one_thread
-from tilepipe.predict.scores import Array, Patch, label_last, label_planar, normalise, normalise_last, score_maps
+from tilepipe.predict.scores import (
+    Array,
+    Patch,
+    label_last,
+    label_planar,
+    normalise,
+    normalise_last,
+    normalised,
+    score_maps,
+)
 from tilepipe.predict.values import accumulate_values, copy_values, finish_values
 from tilepipe.window import Placement, Window
 
@@ -57,6 +66,8 @@ class CpuEngine:
         self._pool = ThreadPoolExecutor(self.threads, "tilepipe-tile", initializer=use_one_thread)
         self._slots = BoundedSemaphore(2 * self.threads)
         self._scratch = local()
+        # numba sets itself up with the first kernel that runs, for most of a second: not in the first block's time.
+        normalised(np.zeros((1, 1, 1), np.uint8), None, (0.0,), (1.0,), "float32")
 
     def close(self) -> None:
         """Ends the threads; tiles that have not begun are dropped."""
