@@ -266,6 +266,7 @@ def test_a_jobs_stage_in_the_environment_is_not_a_trainings(files: Path, tmp_pat
     assert json.loads(found.stdout)["stages"] == [{"kind": "candidates", "steps": 3}]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_its_model_scores_as_it_said(files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     learning = ("--every", "12", "--rate", "0.005", "--class-weights", "none", "--jitter", "0")

@@ -68,6 +68,7 @@ def compare(raster: Path, members: list[Model], core: int, tmp_path: Path) -> No
     np.testing.assert_array_equal(found, labels)
 
 
+@pytest.mark.slow
 def test_a_reduced_ensemble_on_a_real_mosaic(tmp_path: Path) -> None:
     compare(crop(tmp_path, slice(200, 500), slice(0, 1024)), models(0.02), 128, tmp_path)
 

@@ -190,7 +190,8 @@ def geometry_of_any(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "residue"), [pytest.param("fcn16s", 7, marks=pytest.mark.slow), ("fcn8s", 26), ("fcn8s", 32)]
+    ("name", "residue"),
+    [*(pytest.param(*each, marks=pytest.mark.slow) for each in (("fcn16s", 7), ("fcn8s", 26))), ("fcn8s", 32)],
 )
 def test_each_class_of_sizes_is_proved_by_itself(name, residue):
     network = small(name, width=0.01)

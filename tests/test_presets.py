@@ -28,6 +28,14 @@ from tilepipe.window import Interval
 ROWS = PRESETS | VARIANTS
 EVERY = pytest.mark.parametrize("name", sorted(ROWS))
 AMPLITUDES = (1e8, 0.1)
+FAMILIES = ("autoencoder", "dilated-fcn", "fcn8s", "lenet", "segnet", "segnet-basic")
+"""One of each family; deconvnet has fast tests of its own."""
+
+
+def families_first(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test of each name, slow where another of its family is not."""
+    given = [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.slow]) for name in sorted(names)]
+    return pytest.mark.parametrize("name", given)
 
 
 def test_the_table_has_every_architecture():
@@ -98,7 +106,7 @@ def test_parameters_and_layers_are_the_published_ones(name: str):
     assert not preset.layers or layers_of(network) == preset.layers
 
 
-@EVERY
+@families_first(ROWS)
 def test_the_network_can_be_prepared(name: str):
     """torch.fx follows it, all batch normalisation folds, and any memory layout gives the same scores."""
     preset = ROWS[name]
@@ -181,16 +189,6 @@ def test_tiles_of_the_published_network_give_the_labels_of_the_whole_image(name:
     check_random_cut(name, seed=len(name), full=True)
 
 
-FAMILIES = ("autoencoder", "dilated-fcn", "fcn8s", "lenet", "segnet", "segnet-basic")
-"""One of each family; deconvnet has fast tests of its own."""
-
-
-def families_first(names: Iterable[str]) -> pytest.MarkDecorator:
-    """A test of each name, slow where another of its family is not."""
-    given = [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.slow]) for name in sorted(names)]
-    return pytest.mark.parametrize("name", given)
-
-
 @families_first(ROWS)
 def test_the_derivation_is_proved(name: str):
     proof = prove(fitted(name).network, geometry(name))
@@ -253,7 +251,7 @@ def answers(network: nn.Module, made: Geometry, along: int, reach: tuple[int, in
     return any(not torch.equal(core_outputs(base + amplitude * outside), expected) for amplitude in AMPLITUDES)
 
 
-@EVERY
+@families_first(ROWS)
 @pytest.mark.parametrize("along", [0, 1])
 def test_the_halo_is_minimal(name: str, along: int):
     preset, made = ROWS[name], geometry(name)

@@ -144,6 +144,7 @@ def test_all_commands_take_a_url(bucket: str, folder: Path, tmp_path: Path) -> N
     assert run(*command).exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_raster_may_be_in_a_bucket_too(server: Server, folder: Path, tmp_path: Path) -> None:
     model, wanted = pixel_model(), pixel_labels(pixel_model(), VALUES)
     with s3_process(tmp_path):
@@ -156,6 +157,7 @@ def test_the_raster_may_be_in_a_bucket_too(server: Server, folder: Path, tmp_pat
             segment(f"{bucket}/in.tif", f"{bucket}/out.zarr", model, block=(128, 320))
 
 
+@pytest.mark.slow
 def test_zarr_in_a_bucket_is_a_raster_and_a_lazy_array(bucket: str) -> None:
     model, wanted = pixel_model(), pixel_labels(pixel_model(), VALUES)
     array = zarr.create_array(

@@ -114,7 +114,8 @@ def test_a_job_that_is_killed_again_and_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(SPEC, OTHER), (SPEC, VALUES), pytest.param(VALUES, OTHER, marks=pytest.mark.slow)]
+    ("old", "new"),
+    [(SPEC, OTHER), *(pytest.param(*kinds, marks=pytest.mark.slow) for kinds in ((SPEC, VALUES), (VALUES, OTHER)))],
 )
 def test_every_fifth_instant_of_an_overwriting_job(folder: Path, old: StoreSpec, new: StoreSpec) -> None:
     make_store(folder / "whole", new)

@@ -114,6 +114,7 @@ def update(mosaic: Path) -> dict[str, str]:
     return {Path(result["output"]).stem: result["state"] for result in results}
 
 
+@pytest.mark.slow
 def test_only_sheets_near_a_changed_image_are_made_anew(mosaic: Path) -> None:
     folder = mosaic.parent
     assert set(update(mosaic).values()) == {"done"}
