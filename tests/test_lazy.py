@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import rioxarray
 import torch
 import xarray
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker, get_worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasters import GRID, UTM, write
@@ -21,6 +22,7 @@ from reference import model_of, scene, settled
 from runs import pixel_model, saved, segment
 
 import tilepipe
+from tilepipe import lazy
 from tilepipe.block import BlockRunner
 from tilepipe.checkpoint import Model
 from tilepipe.errors import InputError, UsageError
@@ -148,6 +150,40 @@ def test_workers_of_a_cluster_give_the_same(preset: tuple[Path, np.ndarray, np.n
         Client(cluster),
     ):
         np.testing.assert_array_equal(found.compute(), wanted)
+
+
+def test_annotated_blocks_run_where_the_resource_is(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where other tasks come before and after; without the setting that this takes, the user hears of it."""
+    where, runner = set(), lazy._runner
+
+    def noting(recipe: lazy.LazyRecipe) -> BlockRunner:
+        where.add(get_worker().name)
+        return runner(recipe)
+
+    monkeypatch.setattr(lazy, "_runner", noting)
+    options = {"nthreads": 1, "dashboard": False}
+    workers = {
+        "plain": {"cls": Worker, "options": options},
+        "device": {"cls": Worker, "options": {**options, "resources": {"GPU": 1}}},
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0"}}
+    before = da.from_array(VALUES, chunks=(1, 50, 60)) + 0
+    with (
+        dask.config.set({"optimization.fuse.active": False}),
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster),
+    ):
+        with dask.annotate(resources={"GPU": 1}):
+            found = tilepipe.segment(before, model, OPTIONS)
+        assert found.npartitions > 4
+        (found == 2).sum().compute()
+    assert where == {"device"}
+    assert "fuse" not in caplog.text
+    with dask.annotate(resources={"GPU": 1}):
+        tilepipe.segment(before, model, OPTIONS)
+    assert "optimization.fuse.active" in caplog.text
 
 
 # ---- xarray --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 
@@ -38,6 +39,9 @@ def segment(array: Any, model: Models = None, options: SegmentOptions | None = N
     Gives an array (rows, columns) of the same kind, or a dict or Dataset of several where the options ask for
     confidence or probabilities; with `options.values` the network's own output instead. What a user should hear, such
     as which bundled model is used, is logged as `tilepipe`. Raises TilepipeError for what does not fit together.
+
+    Under `dask.annotate(resources={"GPU": 1})` the networks run on workers that have this resource, as long as dask
+    fuses no tasks: build and compute under `dask.config.set({"optimization.fuse.active": False})`.
     """
     options = options or SegmentOptions()
     if _is_xarray(array):
@@ -51,6 +55,11 @@ def segment(array: Any, model: Models = None, options: SegmentOptions | None = N
 def _tell(job: Job) -> None:
     for note in job.notes:
         log.info(note)
+    if dask.get_annotations() and dask.config.get("optimization.fuse.active", None) is not False:
+        log.warning(
+            "dask forgets annotations where it fuses tasks: build and compute the map under "
+            'dask.config.set({"optimization.fuse.active": False})'
+        )
 
 
 def _single(maps: Mapping[str, Any]) -> Any:
