@@ -415,6 +415,7 @@ def test_fewer_threads_are_tried_and_all_get_a_second_chance(
     assert [(each.threads, each.rate) for each in figures] == [(4, 3.0), (2, 3.0)]
 
 
+@pytest.mark.slow
 def test_bench_of_several_models_leaves_tiles_to_the_plan(files: Path, tmp_path: Path) -> None:
     models = [str(files / "net.safetensors")] * 2
     options = SegmentOptions(device="cpu", block=(96, 96), threads=1)

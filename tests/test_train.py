@@ -119,6 +119,7 @@ def test_loss_falls_and_iou_rises(tmp_path: Path) -> None:
     assert '"step": 120' in history
 
 
+@pytest.mark.slow
 def test_the_last_network_may_be_kept(data: DataSet, tmp_path: Path) -> None:
     best = train(data, tmp_path / "best", SMALL)
     last = train(data, tmp_path / "last", replace(SMALL, keep="last"))

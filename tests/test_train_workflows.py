@@ -61,6 +61,7 @@ def test_a_held_out_area_is_scored_and_the_card_tells_it(mosaics: Path, tmp_path
         np.testing.assert_array_equal(own.detach().numpy(), kept.detach().half().float().numpy())
 
 
+@pytest.mark.slow
 def test_a_shift_makes_buildings_likelier(mosaics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is what the held-out area is scored with."""
     monkeypatch.setattr(train_buildings, "FACTORS", (1,))
