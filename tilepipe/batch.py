@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -167,7 +168,7 @@ def segment_batch(
     started = time.perf_counter()
     own = _own(scenes, shard)
     mine = [scene for scene, is_own in zip(scenes, own, strict=True) if is_own]
-    with Workshop() as workshop:
+    with closing(Workshop()) as workshop:
         _load_models(mine, workshop)
         run = _Run(workshop, watch or Watch(), stop or Stop())
         run.all(mine, wait)

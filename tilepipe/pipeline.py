@@ -11,12 +11,11 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import gettempdir
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tilepipe.block import BlockRecipe, Outcome, run_block
 from tilepipe.errors import ReadError, StoppedError, UsageError
@@ -86,12 +85,8 @@ class Workshop:
     crew: Crew = field(default_factory=Crew)
     shelf: Shelf = field(default_factory=Shelf)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Ends the workers that were started here."""
         self.crew.close()
 
 
@@ -131,7 +126,7 @@ def segment_raster(
         if len(there) < job.plan.block_count:
             with (
                 _readable(job, output, stop) as source,
-                Crew() if workshop is None else nullcontext(workshop.crew) as crew,
+                closing(Crew()) if workshop is None else nullcontext(workshop.crew) as crew,
                 crew.at_work(job.pool, BlockRecipe.of(job, source, store)) as (client, name),
             ):
                 ready = time.perf_counter()

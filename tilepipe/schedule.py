@@ -21,8 +21,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from types import FrameType
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import dask
@@ -236,14 +236,6 @@ class Crew:
         self._pool: Pool | None = None
         self._client: Client | None = None
         self._held: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the workers that were started here; the next job starts new ones."""

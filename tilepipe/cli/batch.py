@@ -19,6 +19,7 @@ from tilepipe.cli.options import OUTPUT, TALK, FileOptions, JobOptions, LabelOpt
 from tilepipe.cli.progress import Teller, teller
 from tilepipe.errors import UsageError
 from tilepipe.progress import Progress
+from tilepipe.targets import write_whole
 
 if TYPE_CHECKING:
     from tilepipe.batch import BatchSummary, Scene, SceneResult
@@ -139,7 +140,7 @@ def batch(
     told = json.dumps(done.to_json())
     print(told if talk.json else batch_text(done))
     if how.summary is not None:
-        _write(how.summary, told)
+        write_whole(how.summary, f"{told}\n".encode())
     raise typer.Exit(done.exit_code)
 
 
@@ -238,14 +239,3 @@ def _run(scenes: list[Scene], shard: Shard | None, how: BatchOptions, tell: Tell
 
     with stop_on_signals() as stop:
         return segment_batch(scenes, shard=shard, wait=how.wait, watch=Telling(), stop=stop)
-
-
-def _write(path: str, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"--summary {path} cannot be written: {error.strerror}") from error
