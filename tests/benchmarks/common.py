@@ -143,10 +143,14 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> Time
 
 
 def _held(process: psutil.Process) -> int:
-    """Bytes of a process and all that it started, what they share counted once; 0 where it is alone."""
+    """Bytes of a process and all that it started, what they share counted once; the most so far where it is alone."""
     held = 0
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         started = process.children(recursive=True)
+        if not started:
+            # Not what `wait4` says: that begins with the memory of the parent.
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                held += int(line.split()[1]) << 10 if line.startswith("VmHWM:") else 0
         for each in (process, *started) if started else ():
             with suppress(psutil.Error):
                 held += each.memory_full_info().pss

@@ -4,11 +4,11 @@
     python tests/benchmarks/forward.py --model buildings [--image FILE]
 
 Eager is the preset as it stands, called under `torch.inference_mode` with nothing set but its number of threads.
-Prepared is what the workers of a job do: large pages for torch's memory, batch normalisation folded, channels last,
-and one tile per thread with one torch thread each. Both pass the same pixels; the whole output is computed in both, and
-agreement is that of the best classes. With --network the weights are random (He), so that every activation matters, and
-the pixels are noise: best classes are often nearly tied, as no trained network's are. With --model, a bundled one or a
-model file, they are the middle of an RGB image, or a synthetic scene.
+Prepared is what the workers of a job do: an allocator that keeps what is freed, batch normalisation folded, channels
+last, poolings of our own, and one tile per thread with one torch thread each. Both pass the same pixels; the whole
+output is computed in both, and agreement is that of the best classes. With --network the weights are random (He), so
+that every activation matters, and the pixels are noise: best classes are often nearly tied, as no trained network's
+are. With --model, a bundled one or a model file, they are the middle of an RGB image, or a synthetic scene.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 from common import BANDS, NETWORKS, network, timed
 from rasterio.windows import Window
 
+from tilepipe.allocator import worker_environment
 from tilepipe.checkpoint import load_model
 from tilepipe.predict.prepare import prepare, use_large_pages, use_one_thread
 from tilepipe.predict.scores import normalised
@@ -146,10 +147,11 @@ def main() -> None:
     found: dict[str, list[float]] = {"eager": [], "prepared": []}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.npy" for name in found}
+        environments = {"eager": {}, "prepared": worker_environment()}
         for _ in range(args.runs):
             for name, seconds in found.items():
                 command = [sys.executable, __file__, *same, "--only", name, "--labels", str(files[name])]
-                seconds.append(float(timed(command).output))
+                seconds.append(float(timed(command, environments[name]).output))
         differ = float((np.load(files["eager"]) != np.load(files["prepared"])).mean())
     for name, seconds in found.items():
         median = statistics.median(seconds)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from near_free import timed
+from common import timed
 from numpy.typing import NDArray
 
 from tilepipe.store.output import create_or_resume
@@ -73,7 +73,7 @@ def main() -> None:
     pixels = args.size**2 / 1e6
     for command in (["overviews", str(store)], ["export", str(store), str(args.folder / f"{name}.tif")]):
         words = [sys.executable, "-m", "tilepipe", *command, "--overwrite"]
-        wall, processor, peak = timed([*words, "-q"] if command[0] == "overviews" else words)
+        wall, processor, peak, _ = timed([*words, "-q"] if command[0] == "overviews" else words)
         print(
             f"{command[0]:10} {wall:6.1f} s ({pixels / wall:.0f} Mpx/s)   {processor:6.1f} s of processors   "
             f"peak {peak:5.0f} MiB"

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from common import timed
 from numba import njit
 from pyproj import CRS
 
@@ -91,20 +90,6 @@ def make_map(path: Path, size: int, look: Callable[..., np.ndarray]) -> Path:
     return path
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """(wall seconds, peak MiB) of one process; a child's `ru_maxrss` would begin with its parent's memory."""
-    started, peak = time.perf_counter(), 0
-    with subprocess.Popen(command) as process:
-        while process.poll() is None:
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    peak = max(peak, int(line.split()[1]))
-            time.sleep(0.1)
-    if process.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - started, peak / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=20000)
@@ -120,8 +105,8 @@ def main() -> None:
         store = make_map(args.folder / f"{name.replace(' ', '-')}{size}.zarr", size, look)
         out = args.folder / f"polygons.{args.format}"
         command = [sys.executable, "-m", "tilepipe", "export", str(store), str(out), "--overwrite", "-q", *options]
-        wall, peak = timed(command)
-        found = {"map": name, "size": size, "seconds": round(wall, 1), "peak_mib": round(peak)}
+        took = timed(command)
+        found = {"map": name, "size": size, "seconds": round(took.wall, 1), "peak_mib": round(took.peak)}
         print(json.dumps({**found, "bytes": out.stat().st_size}), flush=True)
         out.unlink()
 

@@ -38,7 +38,7 @@ ENDLESS = 10**9
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="segnet")
     parser.add_argument("--arg", action="append", default=[])
     parser.add_argument("--crop", type=int, default=256)
