@@ -29,6 +29,7 @@ import dask
 from distributed import Client, Future, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.scheduler import KilledWorker
 
+from tilepipe.allocator import worker_environment
 from tilepipe.errors import RunError, TilepipeError, UsageError
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ SETTINGS = {
     "distributed.worker.multiprocessing-method": "spawn",
     "distributed.scheduler.active-memory-manager.start": False,
 }
+
+ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
+"""dask's setting of what worker processes find in their environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,8 @@ def stop_on_signals() -> Iterator[Stop]:
 @contextmanager
 def connect(pool: Pool) -> Iterator[Client]:
     """A client of the workers that `pool` describes; those that were started here end with the context."""
-    with dask.config.set(SETTINGS):
+    environment = {f"{ENVIRONMENT}.{name}": value for name, value in worker_environment().items()}
+    with dask.config.set({**SETTINGS, **environment}):
         if pool.scheduler is not None:
             with _join(pool.scheduler) as client:
                 yield client

@@ -130,9 +130,8 @@ class CpuEngine:
                 scores = scores.float()
             if scores.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr():
                 scores = scores.clone()  # the pixels' memory is the next tile's
-        if not scores.is_contiguous() and scores.stride(1) == 1:  # channels last, perhaps a part of a larger map
-            scores = scores.contiguous(memory_format=torch.channels_last)
-            return Scores(scores[0].permute(1, 2, 0).numpy(), True, origin)
+        if not scores.is_contiguous() and scores.stride(1) == 1:
+            return _channels_last(scores, origin)
         return Scores(scores[0].contiguous().numpy(), False, origin)
 
     def _normalised(self, job: BlockJob, tile: Placement) -> torch.Tensor:
@@ -192,3 +191,16 @@ class CpuEngine:
             for _, future in waiting:
                 future.cancel()
                 self._slots.release()
+
+
+def _channels_last(scores: torch.Tensor, origin: tuple[int, int]) -> Scores:
+    """Scores (1, classes, h, w) that lie so: not copied where they are a part of a larger map, which is given whole."""
+    classes, (row, col) = scores.shape[1], scores.stride()[2:]
+    width, rest = divmod(row, classes)
+    height = scores.untyped_storage().nbytes() // (scores.itemsize * row)
+    if col != classes or rest:
+        scores = scores.contiguous(memory_format=torch.channels_last)
+        return Scores(scores[0].permute(1, 2, 0).numpy(), True, origin)
+    above, left = divmod(int(scores.storage_offset()), row)
+    whole = scores.as_strided((height, width, classes), (row, classes, 1), 0)
+    return Scores(whole.numpy(), True, (origin[0] - above, origin[1] - left // classes))

@@ -18,7 +18,16 @@ from torch.nn import functional as F
 from tilepipe.models.pooling import Pool, Unpool
 from tilepipe.predict import triton_kernels as kernels
 from tilepipe.predict.cuda_steps import CudaSteps
-from tilepipe.predict.folding import calls_of, has_hooks, modules_read, replace_module
+from tilepipe.predict.graphs import (
+    Joins,
+    calls_of,
+    has_hooks,
+    modules_read,
+    pairs_pools,
+    readers,
+    replace_module,
+    traced,
+)
 from tilepipe.window import Window
 
 MOST_CLASSES = 128
@@ -122,8 +131,8 @@ def adapt(network: nn.Module, steps: CudaSteps) -> Adapted:
     does not show to be a convolution's only reader is left; a network that torch.fx cannot trace keeps its
     biases and ReLUs.
     """
-    graph = _traced(network)
-    pooling = steps.pooling and _paired(network)
+    graph = traced(network, _is_pooling)
+    pooling = steps.pooling and pairs_pools(network)
     if graph is not None and steps.fused:
         _fuse(network, graph, pooling)
     if pooling:
@@ -138,28 +147,14 @@ def adapt(network: nn.Module, steps: CudaSteps) -> Adapted:
     return Adapted(channels, _hold_last(network, graph) if steps.classifier else None)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, Pool | Unpool) or super().is_leaf_module(module, name)
-
-
-def _traced(network: nn.Module) -> fx.Graph | None:
-    try:
-        return _Tracer().trace(network)
-    except Exception:  # networks run arbitrary code while they are traced, and may raise anything
-        return None
-
-
-def _paired(network: nn.Module) -> bool:
-    """Whether all that reads where maxima were found puts values there."""
-    unpools = [module for module in network.modules() if isinstance(module, Unpool)]
-    return bool(unpools) and all(module.how == "unpool" for module in unpools)
+def _is_pooling(module: nn.Module) -> bool:
+    return isinstance(module, Pool | Unpool)
 
 
 def _fuse(network: nn.Module, graph: fx.Graph, pooling: bool) -> None:
     modules = dict(network.named_modules(remove_duplicate=False))
     calls, read = calls_of(graph, modules), modules_read(graph, modules)
-    joins = _Joins(modules, calls)
+    joins = Joins(modules, calls)
     for conv in [module for module in calls if _is_bare_able(module) and module not in read]:
         relu = joins.follower(conv)
         has_relu = type(relu) is nn.ReLU and not has_hooks(relu)
@@ -182,46 +177,14 @@ def _taken_bias(conv: Any) -> torch.Tensor:
     return bias
 
 
-class _Joins:
-    """Which module alone reads what another one gives."""
-
-    def __init__(self, modules: dict[str, nn.Module], calls: dict[nn.Module, list[fx.Node]]) -> None:
-        self.modules, self.calls = modules, calls
-
-    def follower(self, module: nn.Module) -> nn.Module | None:
-        """The one module whose every call reads a result of `module` first, and that reads all of them; else None."""
-        readers = [self._reader(node) for node in self.calls[module]]
-        found = {self.modules[str(reader.target)] for reader in readers if reader is not None}
-        if len(found) != 1 or None in readers:
-            return None
-        (reader,) = found
-        return reader if len(self.calls[reader]) == len(readers) else None
-
-    def _reader(self, node: fx.Node) -> fx.Node | None:
-        """The call that alone reads a result, identities left out."""
-        while len(users := _readers(node)) == 1:
-            (user,) = users
-            if user.op != "call_module" or [n for n, given in enumerate(user.args) if given is node] != [0]:
-                return None
-            if type(self.modules[str(user.target)]) is not nn.Identity:
-                return user
-            node = user
-        return None
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a result, and not its shape only."""
-    return [user for user in node.users if user.target is not getattr or user.args[1:] != ("shape",)]
-
-
 def _pad_first(network: nn.Module, graph: fx.Graph, least: int) -> int:
     """The input channels wanted once the convolution that alone reads the input has `least`; 0 where it cannot."""
     modules = dict(network.named_modules(remove_duplicate=False))
     entered, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    readers = _readers(entered)
-    if others or len(readers) != 1 or readers[0].op != "call_module":
+    found = readers(entered)
+    if others or len(found) != 1 or found[0].op != "call_module":
         return 0
-    conv, calls = modules[str(readers[0].target)], calls_of(graph, modules)
+    conv, calls = modules[str(found[0].target)], calls_of(graph, modules)
     if type(conv) is not nn.Conv2d or conv.groups != 1 or len(calls[conv]) != 1 or conv.in_channels >= least:
         return 0
     replace_module(network, conv, PaddedConv2d(conv, least))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from tilepipe.predict.graphs import calls_of, has_hooks, modules_read, replace_module
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -32,24 +33,6 @@ def fold_batch_norms(network: nn.Module) -> int:
     return len(pairs)
 
 
-def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts `new`, in evaluation mode, wherever the network holds `old`."""
-    modules = dict(network.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if module is old:
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, new.eval())
-
-
-def calls_of(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[nn.Module, list[fx.Node]]:
-    """The calls of each module in a traced graph."""
-    calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[modules[str(node.target)]].append(node)
-    return calls
-
-
 def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
     calls = calls_of(graph, modules)
     read = modules_read(graph, modules)
@@ -64,12 +47,6 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[
             yield conv, norm
 
 
-def modules_read(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[nn.Module]:
-    """The modules whose parameters a traced network reads by name."""
-    owners = (str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
-    return {modules[name] for name in owners if name in modules}
-
-
 def _is_plain(conv: Any, norm: Any) -> bool:
     return (
         type(conv) in CONVOLUTIONS
@@ -81,11 +58,6 @@ def _is_plain(conv: Any, norm: Any) -> bool:
         and not has_hooks(norm)
         and conv.weight.is_floating_point()
     )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something listens to a module's calls."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fold(conv: Any, norm: Any) -> None:

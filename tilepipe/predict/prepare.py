@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tilepipe.allocator import keeps_freed_memory
 from tilepipe.errors import ModelError, RunError, UsageError
 from tilepipe.models.partial import Partial
+from tilepipe.predict import cpu_network
 from tilepipe.predict.cuda_steps import NONE, CudaSteps
 from tilepipe.predict.folding import fold_batch_norms
 from tilepipe.window import Window
@@ -89,7 +91,7 @@ def prepare(
     if channels_last:
         own.to(memory_format=torch.channels_last)
     if channels_last and dtype == torch.float32 and torch.device(device).type == "cpu" and not steps.replace:
-        _use_one_kernel(own)
+        cpu_network.adapt(own)
     ready = Prepared(own, dtype, channels_last, folded, unfolded)
     if channels_last and steps.replace:
         from tilepipe.predict.cuda_network import adapt
@@ -98,26 +100,6 @@ def prepare(
         check(torch.device(device))
         ready.channels, ready.last = adapt(own, steps)
     return ready
-
-
-class OneKernelConv2d(nn.Conv2d):
-    """A convolution that oneDNN computes whatever the input's size.
-
-    torch hands small inputs to a matrix product whose float32 results differ by column in the last bit. On flat
-    ground a pooling would then take its maximum from another pixel in a small tile than in the whole image, and
-    max-unpooling would put it elsewhere.
-    """
-
-    def _conv_forward(self, pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        padding = [side for side in self.padding if isinstance(side, int)]
-        return torch.mkldnn_convolution(pixels, weight, bias, padding, self.stride, self.dilation, self.groups)
-
-
-def _use_one_kernel(network: nn.Module) -> None:
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        for module in network.modules():
-            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-                module.__class__ = OneKernelConv2d
 
 
 def _looks_around(module: nn.Module) -> bool:
@@ -187,9 +169,11 @@ def use_large_pages() -> bool:
     """Whether torch will ask the kernel for large pages in this process; call it before the first tensor is made.
 
     Big activations are mapped anew at every forward pass; with pages of 4 KiB, faulting them in takes longer than
-    a cheap network. Large pages cost a tenth of that, and, unlike a raised malloc threshold, hand every byte back.
-    False where the kernel offers none, or where the environment already says no.
+    a cheap network. Large pages cost a tenth of that. False where memory is kept anyway, where the kernel offers none,
+    and where the environment already says no.
     """
+    if keeps_freed_memory():
+        return False
     try:
         offered = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:
