@@ -21,15 +21,15 @@ from tilepipe.predict.scores import (
     Patch,
     exp_negative,
     label_dtype,
-    label_last,
     label_nodata,
-    label_planar,
+    label_pixels,
     normalise,
     normalise_last,
     normalised,
     score_maps,
     statistics_of,
 )
+from tilepipe.predict.transpose import planes_of
 
 UINT8 = (254.0, 0.5)
 
@@ -114,10 +114,8 @@ def test_label_types() -> None:
 def test_labels_are_the_lowest_best_class(crop: tuple[Array, Patch, tuple[int, int]], last: bool) -> None:
     scores, patch, shape = crop
     labels = np.full(shape, 77, np.uint8)
-    if last:
-        undefined = label_last(np.ascontiguousarray(scores.transpose(1, 2, 0)), patch, None, labels)
-    else:
-        undefined = label_planar(scores, patch, None, labels)
+    laid_out = np.ascontiguousarray(scores.transpose(1, 2, 0)) if last else scores
+    undefined = label_pixels(laid_out, last, patch, None, labels)
     expected = np.full(shape, 77, np.uint8)
     expected[target(patch)] = cropped(scores, patch).argmax(axis=0)
     np.testing.assert_array_equal(labels, expected)
@@ -127,8 +125,19 @@ def test_labels_are_the_lowest_best_class(crop: tuple[Array, Patch, tuple[int, i
 def test_labels_above_255_classes() -> None:
     scores = np.random.default_rng(0).standard_normal((700, 3, 40)).astype(np.float32)
     labels = np.zeros((3, 40), np.uint16)
-    label_planar(scores, Patch(0, 0, 0, 0, 3, 40), None, labels)
+    label_pixels(scores, False, Patch(0, 0, 0, 0, 3, 40), None, labels)
     np.testing.assert_array_equal(labels, scores.argmax(axis=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+def test_planes_are_the_transposed_values(dtype: Any) -> None:
+    for pixels in (1, 3, 4, 7, 64):
+        for channels in (1, 2, 3, 4, 5, 7, 8, 12, 13):
+            values = np.arange(pixels * channels).astype(dtype).reshape(pixels, channels)
+            planes = np.full((channels, 64), 3, dtype)
+            planes_of(values, planes)
+            np.testing.assert_array_equal(planes[:, :pixels], values.T)
+            assert (planes[:, pixels:] == 3).all()
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -145,9 +154,8 @@ def test_undefined_pixels_are_counted_where_they_are_kept(last: bool) -> None:
     patch = Patch(0, 0, 0, 0, 5, 150)
     labels = np.zeros((5, 150), np.uint8)
     given_scores = np.ascontiguousarray(scores.transpose(1, 2, 0)) if last else scores
-    plain = label_last if last else label_planar
     for keep, expected in ((None, 4), (kept, 3)):
-        assert plain(given_scores, patch, keep, labels) == expected
+        assert label_pixels(given_scores, last, patch, keep, labels) == expected
         assert score_maps(given_scores, last, patch, keep, labels, None, None, UINT8) == expected
         strip = Strip.empty(6, 5, 150)
         assert accumulate(given_scores, last, patch, keep, np.ones((5, 150), np.float32), strip) == expected

@@ -20,7 +20,7 @@ from tilepipe.bench.report import KernelFigure
 from tilepipe.job import Job
 from tilepipe.predict.blend import Strip, accumulate, finish
 from tilepipe.predict.maps import BlockMaps, Wanted
-from tilepipe.predict.scores import Patch, label_dtype, label_last, label_planar, score_maps
+from tilepipe.predict.scores import Patch, label_dtype, label_pixels, score_maps
 
 SIZE = 64 << 20
 """Bytes that labelling reads and writes in a call of one thread on a CPU, about."""
@@ -127,13 +127,13 @@ def _cpu_kernels(given: _Scores, threads: int) -> tuple[list[Kernel], Copy]:
     weights = np.ones((rows, cols), np.float32)
     # Written: memory that never was is read as one page of zeros, out of the nearest cache.
     halves = [np.ones((2, pixels * max(sizes.values()) // 2), np.uint8) for _ in range(threads)]
-    scale, kernel = given.wanted.scale, label_last if last else label_planar
+    scale = given.wanted.scale
     plain = given.wanted == Wanted()
 
     def label(thread: int) -> None:
         labels, *others = maps[thread]
         if plain:
-            kernel(scores[thread], patch, None, labels)
+            label_pixels(scores[thread], last, patch, None, labels)
         else:
             score_maps(scores[thread], last, patch, None, labels, *others, scale)
 

@@ -21,8 +21,7 @@ from tilepipe.predict.prepare import Prepared, scores_of, use_one_thread
 from tilepipe.predict.scores import (
     Array,
     Patch,
-    label_last,
-    label_planar,
+    label_pixels,
     normalise,
     normalise_last,
     normalised,
@@ -154,8 +153,7 @@ class CpuEngine:
         if values is not None:
             undefined = copy_values(scores.array, scores.last, patch, job.keep, values)
         elif confidence is None and probabilities is None:
-            kernel = label_last if scores.last else label_planar
-            undefined = kernel(scores.array, patch, job.keep, labels)
+            undefined = label_pixels(scores.array, scores.last, patch, job.keep, labels)
         else:
             given = scores.array, scores.last, patch, job.keep
             undefined = score_maps(*given, labels, confidence, probabilities, job.wanted.scale)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.predict.prefetch import prefetch
+from tilepipe.predict.transpose import planes_of
 from tilepipe.window import Placement
 
 Array = NDArray[Any]
@@ -186,50 +187,34 @@ def best_of(scores: Array, at: tuple[int, int], best: Array, label: Array, total
 
 
 @njit(nogil=True, cache=True)
-def label_planar(scores: Array, patch: Patch, valid: Array | None, labels: Array) -> int:
+def label_pixels(scores: Array, last: bool, patch: Patch, valid: Array | None, labels: Array) -> int:
     """Write the best class of each pixel into `labels`; the number of undefined pixels.
 
-    scores: (classes, h, w); labels and valid: (rows, columns) of the block.
+    last: whether scores are (h, w, classes); labels and valid: (rows, columns) of the block.
     """
-    width = patch.width
-    best = np.empty(width, scores.dtype)
-    total = np.empty(width, scores.dtype)  # not finite where a score is not
-    label = np.empty(width, np.int32)
+    most = min(SEGMENT, patch.width) if last else patch.width
+    raw = np.empty((scores.shape[2] if last else 1, most), scores.dtype)
+    best, total = np.empty(most, scores.dtype), np.empty(most, scores.dtype)  # total: not finite where a score is not
+    found = np.empty(most, np.int32)
     undefined = 0
     for y in range(patch.height):
-        row, first = patch.row + y, patch.col
-        best_of(scores, (row, first), best, label, total)
-        out = labels[patch.to_row + y, patch.to_col : patch.to_col + width]
-        suspect = np.int32(0)
-        for x in range(width):
-            out[x] = label[x]
-            suspect += np.int32(total[x] - total[x] != 0)
-        if suspect:
-            for x in range(width):
-                seen = valid is None or valid[patch.to_row + y, patch.to_col + x]
-                undefined += seen and _undefined(scores[:, row, first + x])
-    return undefined
-
-
-@njit(nogil=True, cache=True)
-def label_last(scores: Array, patch: Patch, valid: Array | None, labels: Array) -> int:
-    """As `label_planar`, for scores (h, w, classes)."""
-    classes = scores.shape[2]
-    undefined = 0
-    for y in range(patch.height):
-        out = labels[patch.to_row + y, patch.to_col : patch.to_col + patch.width]
-        for x in range(patch.width):
-            pixel = scores[patch.row + y, patch.col + x]
-            best, total, label = pixel[0], pixel[0], 0
-            for c in range(1, classes):
-                v = pixel[c]
-                label = c if v > best else label
-                best = v if v > best else best
-                total += v
-            out[x] = label
-            if total - total != 0:
-                seen = valid is None or valid[patch.to_row + y, patch.to_col + x]
-                undefined += seen and _undefined(pixel)
+        row, top = patch.row + y, patch.to_row + y
+        for start in range(0, patch.width, most):
+            n, first, left = min(most, patch.width - start), patch.col + start, patch.to_col + start
+            if last:
+                planes_of(scores[row, first : first + n], raw)
+                best_of(raw.reshape(-1, 1, most), (0, 0), best[:n], found[:n], total[:n])
+            else:
+                best_of(scores, (row, first), best[:n], found[:n], total[:n])
+            out = labels[top, left : left + n]
+            suspect = np.int32(0)
+            for x in range(n):
+                out[x] = found[x]
+                suspect += np.int32(total[x] - total[x] != 0)
+            if suspect:
+                for x in range(n):
+                    pixel = scores[row, first + x] if last else scores[:, row, first + x]
+                    undefined += (valid is None or valid[top, left + x]) and _undefined(pixel)
     return undefined
 
 
@@ -308,10 +293,7 @@ def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Seg
     raw, powers, best, sums, labels = segment
     (row, col), classes = at, raw.shape[0]
     if last:
-        for c in range(classes):
-            line, strided = raw[c], scores[row, col : col + n, c]
-            for x in range(n):
-                line[x] = strided[x]
+        planes_of(scores[row, col : col + n], raw)
     else:
         for c in range(classes):
             line, source = raw[c], scores[c, row, col : col + n]
@@ -323,7 +305,10 @@ def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Seg
         # Memory is slower than arithmetic: what this segment's caller and the next segment read comes in meanwhile.
         if soon is not None:
             prefetch(soon[c])
-        if not last:
+        if last:
+            ahead = (col + n) * classes + c * SEGMENT
+            prefetch(scores[row].reshape(-1)[ahead : ahead + SEGMENT])
+        else:
             prefetch(scores[c, row, col + n : col + n + SEGMENT])
         line, power = raw[c], powers[c]
         for x in range(SEGMENT):
