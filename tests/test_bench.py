@@ -453,8 +453,8 @@ def assert_positive(report: BenchReport) -> None:
     if len(report.subject.models) == 1:
         # The tiles' bare time over the run's: how long both took is the machine's business, the share follows.
         whole = report.whole
-        pixels = {each.tile: whole.tiles * each.tile[0] * each.tile[1] / 1e6 for each in report.forward}
-        shares = [pixels[each.tile] / each.network_rate / whole.seconds for each in report.forward]
+        pixels = [whole.tiles * each.tile[0] * each.tile[1] / 1e6 for each in report.forward]
+        shares = [each / whole.network_rate / whole.seconds for each in pixels]
         assert any(math.isclose(share, whole.busy) for share in shares), (whole.busy, shares)
 
 

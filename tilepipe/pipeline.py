@@ -34,6 +34,9 @@ from tilepipe.store.objects import is_url
 from tilepipe.store.output import OutputStore, create_or_resume, stored_spec
 from tilepipe.store.spec import StoreSpec
 
+WAITING = 3
+"""Blocks submitted for each that the workers run at once: one that ends finds the next waiting, while the scheduler
+hears of several ends together."""
 HOPELESS = 1024
 """Blocks that cannot be read, with none that can, after which a run does not try the others."""
 
@@ -185,9 +188,8 @@ def prepare_for(
 
 
 def _bounded(job: Job, stop: Stop) -> Bounded:
-    # Twice what the workers run at once: a worker that ends a block finds the next one waiting.
-    in_flight = 2 * job.resources.blocks * job.resources.workers
-    return Bounded(in_flight, each_thread=0 if job.options.scheduler is None else 2, stop=stop)
+    in_flight = WAITING * job.resources.blocks * job.resources.workers
+    return Bounded(in_flight, each_thread=0 if job.options.scheduler is None else WAITING, stop=stop)
 
 
 def _refuse_own_input(job: Job, output: str | Path) -> None:

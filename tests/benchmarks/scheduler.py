@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from tilepipe.pipeline import WAITING
 from tilepipe.schedule import Bounded, Pool, connect, map_bounded, resident
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="blocks in flight in each worker")
     args = parser.parse_args()
     me, marks = psutil.Process(), []
-    in_flight = 2 * args.workers * args.threads
+    in_flight = WAITING * args.workers * args.threads
     with (
         connect(Pool(workers=args.workers, threads=args.threads)) as client,
         resident(client, "nothing", Nothing()) as name,

@@ -132,6 +132,8 @@ class WholeFigure:
     """After the start."""
     rate: float
     """Mpx/s of the raster, the start left out."""
+    network_rate: float
+    """Mpx/s through the network alone, halos included, on average right before the job and right after it."""
     busy: float
     """The device's share of the wall time: the bare time of the tiles computed over that of the run."""
     host_bytes: int

@@ -129,7 +129,8 @@ class _Bench:
         self.note("the job itself, from file to store")
         gc.collect()
         pixels = limit.expected * 1e6 * WHOLE * seconds
-        done = whole.whole(self.inputs, chosen, best, whole.Place(self._device(), self.folder), pixels)
+        again = self._network_alone(chosen, best, products[best.precision])
+        done = whole.whole(self.inputs, chosen, again, whole.Place(self._device(), self.folder), pixels)
         return BenchReport(
             subject=self._subject(),
             seconds=seconds,
@@ -228,6 +229,13 @@ class _Bench:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return []
+
+    def _network_alone(self, job: Job, best: ForwardFigure, products: float) -> Callable[[], ForwardFigure]:
+        """What measures the network of the best figure once more."""
+        device, how = self._device(), network.Pass(best.threads, products, best.batch)
+        steps = CudaSteps.on(device.type)
+        networks = [prepare_network(member.network, best.precision, device, steps) for member in job.members]
+        return lambda: network.forward(job, networks, device, self.how.seconds, how)
 
     def _asked(self) -> Asked:
         job = self.job

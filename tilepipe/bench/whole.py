@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +32,12 @@ class Place:
     folder: Path
 
 
-def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place: Place, pixels: float) -> WholeFigure:
-    """How the job fares on about `pixels` of its raster, in whole blocks; `forward` is its network alone.
+def whole(
+    inputs: Sequence[str | Path], job: Job, network: Callable[[], ForwardFigure], place: Place, pixels: float
+) -> WholeFigure:
+    """How the job fares on about `pixels` of its raster, in whole blocks; `network` measures its network alone.
+
+    That is done before and after the job, since a machine's pace changes within seconds.
 
     On fewer blocks than are in flight, or less than two rounds of tiles, it would show its start and end only: it
     gets as many where the raster has them. Its store stays in the folder.
@@ -47,6 +51,7 @@ def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place.device)
     announced: list[Job] = []
+    before = network()
     with peak_memory() as peak:
         summary = segment_raster(
             inputs,
@@ -56,6 +61,7 @@ def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place:
             announce=announced.append,
         )
     (run,) = announced
+    network_rate = (before.network_rate + network().network_rate) / 2
     computed = sum(made.tiles * made.tile[0] * made.tile[1] for made in run.plans) / 1e6
     cells = run.plan.scale[0] * run.plan.scale[1]
     return WholeFigure(
@@ -66,7 +72,8 @@ def whole(inputs: Sequence[str | Path], job: Job, forward: ForwardFigure, place:
         start_seconds=summary.start_seconds,
         seconds=summary.seconds,
         rate=summary.rate * cells,
-        busy=computed / (forward.network_rate * run.resources.workers) / summary.seconds,
+        network_rate=network_rate,
+        busy=computed / (network_rate * run.resources.workers) / summary.seconds,
         host_bytes=peak.size,
         projected_host_bytes=run.plan.projection.host_total,
         device_bytes=int(torch.cuda.max_memory_reserved(place.device)) if here else 0,

@@ -92,7 +92,8 @@ def _job_entries(whole: WholeFigure) -> Iterator[tuple[str, str]]:
     )
     yield (
         "busy",
-        f"{100 * whole.busy:.0f} % of the time, for {show.count(whole.tiles, 'tile')} at the bare network's pace",
+        f"{100 * whole.busy:.0f} % of the time, for {show.count(whole.tiles, 'tile')} at the bare network's "
+        f"{_rate(whole.network_rate)} Mpx/s, measured before and after",
     )
     yield "host", f"{show.size(whole.host_bytes)} at the peak, projected {show.size(whole.projected_host_bytes)}"
     if whole.device_bytes:
