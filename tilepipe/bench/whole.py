@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,10 @@ from tilepipe.plan import TilePlan
 from tilepipe.projection import Resources
 from tilepipe.window import Interval, Window
 
-EVERY = 0.02
+EVERY = 0.05
 """Seconds between two looks at the memory."""
+ROUNDS = 40
+"""Looks between two looks for the processes, which take longer than a look at their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,12 @@ def peak_memory() -> Iterator[Peak]:
     me = psutil.Process()
 
     def look() -> None:
-        while True:
+        processes = [me]
+        for number in count():
+            if number % ROUNDS == 0:
+                processes = [me, *me.children(recursive=True)]
             held = 0
-            for process in (me, *me.children(recursive=True)):
+            for process in processes:
                 with suppress(psutil.Error):
                     held += process.memory_info().rss
             peak.size = max(peak.size, held)
