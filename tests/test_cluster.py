@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tilepipe.checkpoint import Model
 from tilepipe.models import build
 from tilepipe.options import SegmentOptions
 from tilepipe.pipeline import segment_raster
-from tilepipe.schedule import Bounded, Pool, connect, map_bounded, resident
+from tilepipe.schedule import Bounded, Pool, Stop, connect, map_bounded, resident
 from tilepipe.store.output import open_store, stored_spec
 
 CLASSES = 5
@@ -177,3 +177,26 @@ def test_no_more_at_once_than_the_plan_has_memory_for(threads: LocalCluster) -> 
     threads.scale(1)
     with Client(threads, set_as_default=False) as client, resident(client, "two", Recipe(), at_once=2) as name:
         assert max(map_bounded(client, name, meet, [4] * 6, Bounded(8))) == 2
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Builds a list of the items that were begun."""
+
+    def build(self) -> list[int]:
+        return []
+
+
+def begin(begun: list[int], number: int) -> list[int]:
+    begun.append(number)
+    time.sleep(0.3)
+    return begun
+
+
+def test_after_a_request_to_stop_nothing_is_begun() -> None:
+    stop, found = Stop(), []
+    with connect(Pool(threads=1)) as client, resident(client, "begun", Begun()) as name:
+        for begun in map_bounded(client, name, begin, range(20), Bounded(8, stop=stop)):
+            found, stop.asked = begun, True
+        results = len(found)
+    assert 1 <= results <= 3, "what ran when stop was asked, and what began while that was heard"

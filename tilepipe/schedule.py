@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import dask
-from distributed import Client, Future, LocalCluster, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
+from distributed import Client, Future, LocalCluster, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin, get_worker
 from distributed.scheduler import KilledWorker
 
 from tilepipe.allocator import worker_environment
@@ -293,7 +293,7 @@ def map_bounded(
 ) -> Iterator[R]:
     """The results of function(resident, item), as they come, with a bounded number of items submitted.
 
-    After a request to stop nothing more is submitted; what is in flight may finish within the grace period, and
+    After a request to stop nothing more is submitted or begun; what runs may finish within the grace period, and
     then the iterator ends. Raises RunError for an item that failed beyond its retries.
     """
     waiting, finished = iter(items), queue.SimpleQueue[Future]()
@@ -312,6 +312,7 @@ def map_bounded(
                     future.add_done_callback(finished.put)
             elif deadline == float("inf"):
                 deadline = time.monotonic() + how.grace
+                pending -= _dropped(client, pending)
             if not pending or time.monotonic() > deadline:
                 return
             try:
@@ -321,11 +322,25 @@ def map_bounded(
                 continue
             while not finished.empty():
                 done.append(finished.get())
+            done = [future for future in done if future in pending]
             pending.difference_update(done)
             yield from _results(client, done)
     finally:
         if pending:
             client.cancel(list(pending), force=True)
+
+
+def _dropped(client: Client, pending: set[Future]) -> set[Future]:
+    """Those of the futures that no worker has begun; they are cancelled."""
+    begun = set(chain(*client.run(_begun, on_error="ignore").values()))
+    waiting = {future for future in pending if not future.done() and future.key not in begun}
+    client.cancel(list(waiting), force=True)
+    return waiting
+
+
+def _begun(dask_worker: Worker) -> list[str]:
+    """The keys of what runs on a worker."""
+    return [str(task.key) for task in dask_worker.state.executing]
 
 
 def _threads(client: Client) -> int:
