@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -200,3 +201,17 @@ def test_after_a_request_to_stop_nothing_is_begun() -> None:
             found, stop.asked = begun, True
         results = len(found)
     assert 1 <= results <= 3, "what ran when stop was asked, and what began while that was heard"
+
+
+def test_workers_that_do_not_answer_do_not_keep_a_stop_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent() -> list[str]:
+        await asyncio.sleep(600)
+        return []
+
+    monkeypatch.setattr(schedule, "_begun", silent)
+    monkeypatch.setattr(schedule, "ANSWER_SECONDS", 0.1)
+    stop = Stop()
+    with connect(Pool(threads=1)) as client, resident(client, "begun", Begun()) as name:
+        for begun in map_bounded(client, name, begin, range(6), Bounded(4, stop=stop, grace=60)):
+            found, stop.asked = begun, True
+    assert 4 <= len(found) < 6, "all that was submitted ran, and no more was"

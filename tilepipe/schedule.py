@@ -41,6 +41,9 @@ GRACE_SECONDS = 20.0
 LOOK_SECONDS = 2.0
 """How often a cluster that may grow or shrink is asked for its workers."""
 
+ANSWER_SECONDS = 2.0
+"""How long workers may take to say what they run, of the time that is left after a request to stop."""
+
 SETTINGS = {
     # The plan bounds memory; dask's own spilling and pausing would only slow a job that fits.
     "distributed.worker.memory.target": False,
@@ -331,8 +334,16 @@ def map_bounded(
 
 
 def _dropped(client: Client, pending: set[Future]) -> set[Future]:
-    """Those of the futures that no worker has begun; they are cancelled."""
-    begun = set(chain(*client.run(_begun, on_error="ignore").values()))
+    """Those of the futures that no worker has begun; they are cancelled. None where workers do not say in time."""
+
+    async def ask() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = await client.run(_begun, on_error="ignore")
+        return found
+
+    try:
+        begun = set(chain(*client.sync(ask, callback_timeout=ANSWER_SECONDS).values()))
+    except (TimeoutError, OSError):
+        return set()
     waiting = {future for future in pending if not future.done() and future.key not in begun}
     client.cancel(list(waiting), force=True)
     return waiting
