@@ -170,8 +170,7 @@ class _Bench:
         for precision in self._precisions():
             self.note(f"matrix products in {precision}")
             products[precision] = network.product_rate(precision, device, threads, self.how.seconds)
-            steps = CudaSteps.on(device.type)
-            networks = [prepare_network(member.network, precision, device, steps) for member in self.job.members]
+            networks = self._prepared(precision)
             each = [self._in_precision(one, precision) for one in tried]
             fitting = [one for one in each if one is not None]
             for one in fitting:
@@ -231,11 +230,19 @@ class _Bench:
             return []
 
     def _network_alone(self, job: Job, best: ForwardFigure, products: float) -> Callable[[], ForwardFigure]:
-        """What measures the network of the best figure once more."""
+        """What measures the network of the best figure once more, and holds none between."""
         device, how = self._device(), network.Pass(best.threads, products, best.batch)
+
+        def measure() -> ForwardFigure:
+            return network.forward(job, self._prepared(best.precision), device, self.how.seconds, how)
+
+        return measure
+
+    def _prepared(self, precision: str) -> list[Prepared]:
+        """The job's networks on the device of the parts."""
+        device = self._device()
         steps = CudaSteps.on(device.type)
-        networks = [prepare_network(member.network, best.precision, device, steps) for member in job.members]
-        return lambda: network.forward(job, networks, device, self.how.seconds, how)
+        return [prepare_network(member.network, precision, device, steps) for member in self.job.members]
 
     def _asked(self) -> Asked:
         job = self.job

@@ -48,13 +48,13 @@ def whole(
     outputs = pixels / (job.plan.scale[0] * job.plan.scale[1])
     part = middle(job.plan, max(outputs, _least(job.plan, job.resources)))
     region, options = region_text(job.grid, part), job.options
+    before = network().network_rate
     # Several GPUs have a process each, whose memory is not seen from here.
     here = job.device == "cuda" and len(options.gpus or ()) < 2
     if job.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place.device)
     announced: list[Job] = []
-    before = network()
     with peak_memory() as peak:
         summary = segment_raster(
             inputs,
@@ -64,7 +64,8 @@ def whole(
             announce=announced.append,
         )
     (run,) = announced
-    network_rate = (before.network_rate + network().network_rate) / 2
+    device_bytes = int(torch.cuda.max_memory_reserved(place.device)) if here else 0
+    network_rate = (before + network().network_rate) / 2
     computed = sum(made.tiles * made.tile[0] * made.tile[1] for made in run.plans) / 1e6
     cells = run.plan.scale[0] * run.plan.scale[1]
     return WholeFigure(
@@ -79,7 +80,7 @@ def whole(
         busy=computed / (network_rate * run.resources.workers) / summary.seconds,
         host_bytes=peak.size,
         projected_host_bytes=run.plan.projection.host_total,
-        device_bytes=int(torch.cuda.max_memory_reserved(place.device)) if here else 0,
+        device_bytes=device_bytes,
         projected_device_bytes=run.plan.projection.device,
     )
 
