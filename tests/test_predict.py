@@ -386,3 +386,39 @@ def test_networks_that_return_several(wrap: Any) -> None:
     tile, places = cores((16, 16), 8, 0)
     with predictor(network, tile) as ours, predictor(plain, tile) as theirs:
         same(*(p.exact(pixels((16, 16)), None, places, (16, 16)) for p in (ours, theirs)))
+
+
+def flat(start: int, row: int, spare: int) -> torch.Tensor:
+    """Scores (1, 3, 4, 5), channels last, that begin so far in a buffer whose rows lie `row` numbers apart."""
+    buffer = torch.arange(start + 4 * row + spare, dtype=torch.float32)
+    return buffer.as_strided((1, 3, 4, 5), (0, 1, row, 3), start)
+
+
+LARGER = torch.randn(1, 6, 9, 11).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("scores", "copied"),
+    [
+        (LARGER[:, :, 2:7, 3:9], False),
+        (LARGER[:, :, 2:7], False),
+        (LARGER[:, 1:4, 2:7, 3:9], True),
+        (LARGER[:, :, ::2, ::2], True),
+        (flat(0, 15, 0), False),
+        (flat(24, 24, 0), False),
+        (flat(27, 24, 27), False),
+        (flat(28, 24, 24), True),
+        (flat(36, 24, 24), True),
+        (flat(9, 24, -9), False),
+        (flat(3, 24, -9), True),
+        (flat(0, 25, 0), True),
+    ],
+)
+def test_scores_are_read_where_they_lie_if_they_are_a_part_of_rows(scores: torch.Tensor, copied: bool) -> None:
+    array, last, origin = predict_cpu._channels_last(scores, (10, 20))
+    row, col = 10 - origin[0], 20 - origin[1]
+    rows, cols = scores.shape[2:]
+    assert last
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(array[row : row + rows, col : col + cols], scores[0].permute(1, 2, 0).numpy())
+    assert np.shares_memory(array, scores.numpy()) != copied

@@ -193,12 +193,12 @@ class CpuEngine:
 
 def _channels_last(scores: torch.Tensor, origin: tuple[int, int]) -> Scores:
     """Scores (1, classes, h, w) that lie so: not copied where they are a part of a larger map, which is given whole."""
-    classes, (row, col) = scores.shape[1], scores.stride()[2:]
-    width, rest = divmod(row, classes)
-    height = scores.untyped_storage().nbytes() // (scores.itemsize * row)
-    if col != classes or rest:
+    classes, (row, col), size = scores.shape[1], scores.stride()[2:], scores.untyped_storage().nbytes()
+    height, width = size // (scores.itemsize * row), row // classes
+    above, left = divmod(int(scores.storage_offset()), row)
+    inside = above + scores.shape[2] <= height and left // classes + scores.shape[3] <= width
+    if col != classes or row % classes or left % classes or not inside:
         scores = scores.contiguous(memory_format=torch.channels_last)
         return Scores(scores[0].permute(1, 2, 0).numpy(), True, origin)
-    above, left = divmod(int(scores.storage_offset()), row)
     whole = scores.as_strided((height, width, classes), (row, classes, 1), 0)
     return Scores(whole.numpy(), True, (origin[0] - above, origin[1] - left // classes))
