@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tilepipe.predict.graphs import calls_of, has_hooks, modules_read, replace_module
+from tilepipe.predict.graphs import calls_of, has_hooks, modules_read, replace_module, traced
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -21,9 +21,8 @@ def fold_batch_norms(network: nn.Module) -> int:
     only, and nothing else reads the modules; a network that torch.fx cannot trace is left as it is. Weights are
     computed in float64 and cast back (Jacob et al., arXiv 1712.05877, section 3.2).
     """
-    try:
-        graph = fx.Tracer().trace(network)
-    except Exception:  # networks run arbitrary code while they are traced, and may raise anything
+    graph = traced(network)
+    if graph is None:
         return 0
     modules = dict(network.named_modules(remove_duplicate=False))
     pairs = list(_foldable(graph, modules))

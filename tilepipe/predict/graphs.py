@@ -19,7 +19,7 @@ class _Tracer(fx.Tracer):
         return self.whole(module) or super().is_leaf_module(module, name)
 
 
-def traced(network: nn.Module, whole: Callable[[nn.Module], bool]) -> fx.Graph | None:
+def traced(network: nn.Module, whole: Callable[[nn.Module], bool] = lambda _: False) -> fx.Graph | None:
     """The graph of a network's calls, without those inside of modules that are `whole`; None where it has none."""
     try:
         return _Tracer(whole).trace(network)

@@ -12,13 +12,17 @@ from numba import njit
 from tilepipe.predict.scores import Array
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _taken(value: np.float32, relu: bool) -> np.float32:
+    return np.float32(0) if relu and value < np.float32(0) else value
+
+
 @njit(nogil=True, cache=True)
 def pool(x: Array, relu: bool, maxima: Array, switches: Array) -> None:
     """Fill `maxima` and `switches` (uint8) from a map; an odd last row or column is dropped.
 
     relu: whether each value counts as its own, or 0 where that is more. NaN is the maximum of its square.
     """
-    zero = np.float32(0)
     channels = x.shape[2]
     for y in range(x.shape[0] // 2):
         upper, lower = x[2 * y].reshape(-1), x[2 * y + 1].reshape(-1)
@@ -27,18 +31,14 @@ def pool(x: Array, relu: bool, maxima: Array, switches: Array) -> None:
             left, out = 2 * col * channels, col * channels
             right = left + channels
             for c in range(channels):
-                most, place = upper[left + c], np.uint8(0)
-                most = zero if relu and most < zero else most
-                v = upper[right + c]
-                v = zero if relu and v < zero else v
+                most, place = _taken(upper[left + c], relu), np.uint8(0)
+                v = _taken(upper[right + c], relu)
                 better = (v > most) | np.isnan(v)
                 most, place = v if better else most, np.uint8(1) if better else place
-                v = lower[left + c]
-                v = zero if relu and v < zero else v
+                v = _taken(lower[left + c], relu)
                 better = (v > most) | np.isnan(v)
                 most, place = v if better else most, np.uint8(2) if better else place
-                v = lower[right + c]
-                v = zero if relu and v < zero else v
+                v = _taken(lower[right + c], relu)
                 better = (v > most) | np.isnan(v)
                 best[out + c] = v if better else most
                 where[out + c] = np.uint8(3) if better else place
