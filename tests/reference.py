@@ -28,6 +28,7 @@ def settled(network: nn.Module, bands: int = 3, size: int = 96, seed: int = 0) -
     torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.reset_parameters()  # biases, too, come from the seed
             nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
