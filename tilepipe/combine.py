@@ -17,7 +17,8 @@ from numba import njit
 
 from tilepipe.errors import ModelError, UsageError
 from tilepipe.predict.maps import BlockMaps, Wanted
-from tilepipe.predict.scores import CONFIDENCE_STEPS, SEGMENT, Array, segment_of, softmax
+from tilepipe.predict.scores import CONFIDENCE_STEPS
+from tilepipe.predict.softmax import SEGMENT, Array, segment_of, softmax
 
 Combination = Literal["mean", "max"]
 
@@ -73,7 +74,7 @@ def softmax_in_place(scores: Array) -> Array:
 def _softmax_single(scores: Array) -> None:
     classes, height, width = scores.shape
     segment = segment_of(scores, classes)
-    _, powers, _, sums, _ = segment
+    _, powers, sums, _ = segment
     for y in range(height):
         for start in range(0, width, SEGMENT):
             n = min(SEGMENT, width - start)

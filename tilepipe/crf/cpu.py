@@ -12,9 +12,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
-from tilepipe.predict.scores import SEGMENT, Array, exp_negative
+from tilepipe.predict.softmax import SEGMENT, Array, exponentials
 
 FLOOR = 1e-6
 """The least probability that a class starts with: no class is ruled out before its neighbours were asked."""
@@ -155,15 +156,21 @@ def _load(probabilities: Array, valid: Array, y: int, field: Field) -> None:
             out[x] = max(line[x], floor) if present[x] else 0
 
 
-@njit(nogil=True, cache=True)
 def _exponentials(values: Array) -> None:
-    # e**v of values that are at most 0, in place.
-    if values.itemsize == 4:
-        for x in range(values.size):
-            values[x] = exp_negative(np.float32(values[x]))
-    else:
+    # e**v of values that are at most 0, in place, in kernels.
+    raise NotImplementedError
+
+
+@overload(_exponentials)
+def _exponentials_of(values: Any) -> Any:
+    def single(values: Any) -> None:
+        exponentials(values)
+
+    def double(values: Any) -> None:
         for x in range(values.size):
             values[x] = math.exp(values[x])
+
+    return single if values.dtype == types.float32 else double
 
 
 @njit(nogil=True, cache=True)

@@ -24,7 +24,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tilepipe.errors import UsageError
-from tilepipe.predict.scores import SEGMENT, Array, Patch, best_of, count_undefined, segment_of, softmax
+from tilepipe.predict.lanes import LANES, load, store
+from tilepipe.predict.scores import Patch
+from tilepipe.predict.softmax import SEGMENT, Array, Segment, best_of, count_undefined, segment_of, softmax
 
 
 def _hann(n: int) -> Array:
@@ -69,7 +71,7 @@ class Strip(NamedTuple):
     """The sums of the rows of a block that tiles may still add to; its row 0 moves down the block."""
 
     sums: Array
-    """Weighted probabilities, float32 (classes, rows, columns)."""
+    """Weighted probabilities, float32 (rows, classes, columns), with some columns more than the strip has."""
     weights: Array
     """The weights' sum, float32 (rows, columns)."""
     first: Array
@@ -81,8 +83,10 @@ class Strip(NamedTuple):
     def empty(cls, classes: int, rows: int, cols: int) -> Strip:
         """A strip to which no tile has added."""
         shape = rows, cols
+        # An odd number of cache lines between classes: were it a power of two, a cache would keep but a few of them.
+        lines = -(-cols // LANES) | 1
         return cls(
-            np.zeros((classes, *shape), np.float32),
+            np.zeros((rows, classes, lines * LANES), np.float32),
             np.zeros(shape, np.float32),
             np.zeros(shape, np.uint16),
             np.zeros(shape, np.uint8),
@@ -91,9 +95,20 @@ class Strip(NamedTuple):
     def advance(self, by: int) -> None:
         """Drop the first `by` rows, move the others up, and clear what is freed."""
         for array in self:
-            kept = max(array.shape[-2] - by, 0)
-            array[..., :kept, :] = array[..., by : by + kept, :]
-            array[..., kept:, :] = 0
+            kept = max(len(array) - by, 0)
+            array[:kept] = array[by : by + kept]
+            array[kept:] = 0
+
+
+@njit(nogil=True, inline="always")
+def _add(segment: Segment, at: int, count: int, weights: Array, total: Array, sums: Array, to: int) -> None:
+    # Add a segment's probabilities from `at` on, times their weights, to the sums (classes, columns) from `to` on.
+    weight = load(weights, at, count)
+    store(load(total, at, count) + weight, total, at, count)
+    share = weight / load(segment.sums, at, LANES)
+    for c in range(sums.shape[0]):
+        power, line = load(segment.powers[c], at, LANES), sums[c]
+        store(load(line, to, count) + power * share, line, to, count)
 
 
 @njit(nogil=True, cache=True)
@@ -103,26 +118,23 @@ def accumulate(scores: Array, last: bool, patch: Patch, valid: Array | None, wei
     weights: float32 of the tile's output, (h, w); patch.to_row, valid: in rows of the strip. Pixels are summed
     one tile after the other: call it for the tiles in row-major order.
     """
-    classes = strip.sums.shape[0]
+    classes = strip.sums.shape[1]
     segment = segment_of(scores, classes)
-    _, powers, _, sums, label = segment
+    sums, label = segment.sums, segment.labels
     undefined = 0
     for y in range(patch.height):
         top, row = patch.to_row + y, patch.row + y
         for start in range(0, patch.width, SEGMENT):
             n = min(SEGMENT, patch.width - start)
             left, col = patch.to_col + start, patch.col + start
-            if softmax(scores, last, (row, col), n, segment, strip.sums[:, top, left : left + n]):
+            if softmax(scores, last, (row, col), n, segment, strip.sums[top, :, left : left + n]):
                 undefined += count_undefined(sums, n, valid, (top, left))
             weight, total = weights[row, col : col + n], strip.weights[top, left : left + n]
-            for x in range(n):
-                w = weight[x]
-                total[x] += w
-                sums[x] = w / sums[x]
-            for c in range(classes):
-                power, out = powers[c], strip.sums[c, top, left : left + n]
-                for x in range(n):
-                    out[x] += power[x] * sums[x]
+            whole = n // LANES * LANES
+            for x in range(0, whole, LANES):
+                _add(segment, x, LANES, weight, total, strip.sums[top], left + x)
+            if whole < n:
+                _add(segment, whole, n - whole, weight, total, strip.sums[top], left + whole)
             _see(strip.first[top, left : left + n], strip.seen[top, left : left + n], label)
     return undefined
 
@@ -174,14 +186,18 @@ def finish(
     One pass: normalise, best class, confidence, probabilities. Returns how many valid pixels several tiles saw,
     how many of them got different labels, and how many no tile saw. valid: (rows, columns) of the block.
     """
-    classes, _, width = strip.sums.shape
+    width, (_, classes, columns) = strip.seen.shape[1], strip.sums.shape
     factor, offset = np.float32(scale[0]), np.float32(scale[1])
-    best, label = np.empty(width, np.float32), np.empty(width, np.int32)
+    best, label = np.empty(columns, np.float32), np.empty(columns, np.int32)
     overlapped = disagreed = missed = 0
     for y in range(rows[1] - rows[0]):
         top = rows[0] + y
-        best_of(strip.sums, (y, 0), best, label)
-        labels[top, :width] = label
+        planes = strip.sums[y].reshape(classes, 1, columns)
+        for x in range(0, columns, LANES):
+            most, winner, _ = best_of(planes, 0, x, LANES)
+            store(most, best, x, LANES)
+            store(winner, label, x, LANES)
+        labels[top, :width] = label[:width]
         several, differ, none = _count(strip.seen[y], None if valid is None else valid[top])
         overlapped, disagreed, missed = overlapped + several, disagreed + differ, missed + none
         weights = strip.weights[y]
@@ -192,6 +208,6 @@ def finish(
         if probabilities is not None:
             for c in range(classes):
                 for x in range(width):
-                    share = strip.sums[c, y, x] / weights[x] if weights[x] > 0 else np.float32(0)
+                    share = strip.sums[y, c, x] / weights[x] if weights[x] > 0 else np.float32(0)
                     probabilities[c, top, x] = min(share, np.float32(1)) * factor + offset
     return overlapped, disagreed, missed

@@ -27,7 +27,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from tilepipe.errors import ModelError, UsageError
-from tilepipe.predict.prefetch import prefetch
+from tilepipe.predict.lanes import LANES, cast, store, zeros
+from tilepipe.predict.softmax import SEGMENT, best_of, count_undefined, segment_of, softmax
 from tilepipe.predict.transpose import planes_of
 from tilepipe.window import Placement
 
@@ -35,9 +36,6 @@ Array = NDArray[Any]
 
 CONFIDENCE_STEPS = 254
 """A probability p is stored as round(p * 254) in uint8; 255 stays free for nodata."""
-
-SEGMENT = 256
-"""Pixels handled together: few enough that classes x 256 scores stay in the nearest caches."""
 
 
 def label_dtype(classes: int) -> np.dtype[Any]:
@@ -141,49 +139,11 @@ def _undefined(scores: Array) -> bool:
     return not np.isfinite(best)
 
 
-@njit(nogil=True, cache=True)
-def best_of(scores: Array, at: tuple[int, int], best: Array, label: Array, total: Array | None = None) -> None:
-    """Fill in, for each pixel, the best of its scores, the class of that (int32), and the sum of all.
-
-    scores: (classes, h, w), C-contiguous; the pixels are those from `at` (row, column) on, as many as `best` holds.
-    """
-    one, two, three, zero = np.int32(1), np.int32(2), np.int32(3), np.int32(0)
-    classes, (row, col), n = scores.shape[0], at, best.size
-    end = col + n
-    best[:] = scores[0, row, col:end]
-    label[:] = 0
-    if total is not None:
-        total[:] = best
-    c = 1
-    # Four classes at a time: the best so far is loaded and stored a quarter as often, and four lines come from
-    # memory side by side. Each comparison has a name: of two choices that compare anew the compiler makes a jump.
-    while c + 4 <= classes:
-        s0, s1 = scores[c, row, col:end], scores[c + 1, row, col:end]
-        s2, s3 = scores[c + 2, row, col:end], scores[c + 3, row, col:end]
-        base = np.int32(c)
-        for x in range(n):
-            v0, v1, v2, v3, most = s0[x], s1[x], s2[x], s3[x], best[x]
-            second, fourth = v1 > v0, v3 > v2
-            left, left_class = v1 if second else v0, one if second else zero
-            right, right_class = v3 if fourth else v2, three if fourth else two
-            on_right = right > left
-            four, four_class = right if on_right else left, right_class if on_right else left_class
-            better = four > most
-            label[x] = base + four_class if better else label[x]
-            best[x] = four if better else most
-            if total is not None:
-                total[x] += (v0 + v1) + (v2 + v3)
-        c += 4
-    while c < classes:
-        line, base = scores[c, row, col:end], np.int32(c)
-        for x in range(n):
-            v, most = line[x], best[x]
-            better = v > most
-            label[x] = base if better else label[x]
-            best[x] = v if better else most
-            if total is not None:
-                total[x] += v
-        c += 1
+@njit(nogil=True, inline="always")
+def _label(planes: Array, row: int, col: int, count: int, out: Array, to: int) -> Any:
+    _, label, total = best_of(planes, row, col, count)
+    store(cast(label, out.dtype.type), out, to, count)
+    return total - total  # 0, or NaN where a score is not finite
 
 
 @njit(nogil=True, cache=True)
@@ -192,143 +152,28 @@ def label_pixels(scores: Array, last: bool, patch: Patch, valid: Array | None, l
 
     last: whether scores are (h, w, classes); labels and valid: (rows, columns) of the block.
     """
-    most = min(SEGMENT, patch.width) if last else patch.width
-    raw = np.empty((scores.shape[2] if last else 1, most), scores.dtype)
-    best, total = np.empty(most, scores.dtype), np.empty(most, scores.dtype)  # total: not finite where a score is not
-    found = np.empty(most, np.int32)
+    classes = scores.shape[2] if last else scores.shape[0]
+    raw, doubts = np.empty((classes, 1, SEGMENT), scores.dtype), np.empty(LANES, scores.dtype)
     undefined = 0
     for y in range(patch.height):
-        row, top = patch.row + y, patch.to_row + y
-        for start in range(0, patch.width, most):
-            n, first, left = min(most, patch.width - start), patch.col + start, patch.to_col + start
+        top, from_row = patch.to_row + y, patch.row + y
+        for start in range(0, patch.width, SEGMENT):
+            n, first, left = min(SEGMENT, patch.width - start), patch.col + start, patch.to_col + start
+            planes, row, col = scores, from_row, first
             if last:
-                planes_of(scores[row, first : first + n], raw)
-                best_of(raw.reshape(-1, 1, most), (0, 0), best[:n], found[:n], total[:n])
-            else:
-                best_of(scores, (row, first), best[:n], found[:n], total[:n])
-            out = labels[top, left : left + n]
-            suspect = np.int32(0)
-            for x in range(n):
-                out[x] = found[x]
-                suspect += np.int32(total[x] - total[x] != 0)
-            if suspect:
+                planes_of(scores[from_row, first : first + n], raw.reshape(classes, SEGMENT))
+                planes, row, col = raw, 0, 0
+            doubt, whole = zeros(scores.dtype.type), n // LANES * LANES
+            for x in range(0, whole, LANES):
+                doubt = doubt + _label(planes, row, col + x, LANES, labels[top], left + x)
+            if whole < n:
+                doubt = doubt + _label(planes, row, col + whole, n - whole, labels[top], left + whole)
+            store(doubt, doubts, 0, LANES)
+            if doubts.sum() != 0:
                 for x in range(n):
-                    pixel = scores[row, first + x] if last else scores[:, row, first + x]
+                    pixel = scores[from_row, first + x] if last else scores[:, from_row, first + x]
                     undefined += (valid is None or valid[top, left + x]) and _undefined(pixel)
     return undefined
-
-
-# --- probabilities --------------------------------------------------------------------------------------------
-
-
-FUSED = {"contract"}
-"""The one liberty that the compiler has: a product and the sum that follows are rounded once."""
-
-_LOG2E = np.float32(1.44269504)
-_LN2, _LN2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
-"""ln 2, in two parts of which the first has so few bits that its products with small integers are exact."""
-_ROUND = np.float32(1.5 * 2**23)
-"""Added and taken away again, it leaves the nearest integer; its sum's bits end with that integer's."""
-_C2, _C3, _C4 = np.float32(0.49999994), np.float32(0.166665211), np.float32(0.041668389)
-_C5, _C6 = np.float32(0.00836871006), np.float32(0.00138146128)
-"""e**r = 1 + r + _C2 r**2 + ... within 1e-8 for |r| <= ln(2) / 2: fitted for the least relative error."""
-
-
-@njit(nogil=True, cache=True, inline="always", fastmath=FUSED)
-def exp_negative(x: Any) -> Any:
-    """e**x for x <= 0 in float32, within 2 units in the last place; below -87 as at -87; NaN of NaN.
-
-    Cody and Waite's reduction, then a polynomial: plain arithmetic, which the compiler vectorises. Where FUSED, loops
-    that must round alike in every lane take a constant number of steps, a multiple of 32, so that none is left over.
-    """
-    x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    shifted = x * _LOG2E + _ROUND
-    n = shifted - _ROUND
-    r = x - n * _LN2 - n * _LN2_REST
-    p = _C6
-    p = p * r + _C5
-    p = p * r + _C4
-    p = p * r + _C3
-    p = p * r + _C2
-    p = p * r * r + r + np.float32(1)
-    exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23)) + np.int32(0x3F800000)
-    return p * np.int32(exponent).view(np.float32)
-
-
-class Segment(NamedTuple):
-    """What is worked out for SEGMENT pixels of a row, one element per pixel."""
-
-    raw: Array
-    """Scores as the network gave them, (classes, SEGMENT)."""
-    powers: Array
-    """Exponentials of the scores less the best one, (classes, SEGMENT) float32."""
-    best: Array
-    """Best score."""
-    sums: Array
-    """The exponentials' sum, float32; NaN for an undefined pixel."""
-    labels: Array
-    """Best class, int32."""
-
-
-@njit(nogil=True, cache=True)
-def segment_of(scores: Array, classes: int) -> Segment:
-    """A segment for scores of this type; what has not been filled is 0."""
-    # Arrays of their own, not rows of one: the compiler vectorises only what it can tell apart.
-    return Segment(
-        np.zeros((classes, SEGMENT), scores.dtype),
-        np.zeros((classes, SEGMENT), np.float32),
-        np.zeros(SEGMENT, scores.dtype),
-        np.zeros(SEGMENT, np.float32),
-        np.zeros(SEGMENT, np.int32),
-    )
-
-
-@njit(nogil=True, cache=True, fastmath=FUSED)
-def softmax(scores: Array, last: bool, at: tuple[int, int], n: int, segment: Segment, soon: Array | None = None) -> int:
-    """Fill `segment` for the n pixels of a tile's row from `at` (row, column) on; how many of them are undefined.
-
-    last: whether scores are (h, w, classes). What lies behind the n pixels is computed, too, from what was there.
-    soon: (classes, pixels) that the caller reads next, fetched meanwhile.
-    """
-    raw, powers, best, sums, labels = segment
-    (row, col), classes = at, raw.shape[0]
-    if last:
-        planes_of(scores[row, col : col + n], raw)
-    else:
-        for c in range(classes):
-            line, source = raw[c], scores[c, row, col : col + n]
-            for x in range(n):
-                line[x] = source[x]
-    best_of(raw.reshape(classes, 1, SEGMENT), (0, 0), best, labels)
-    sums[:] = 0
-    for c in range(classes):
-        # Memory is slower than arithmetic: what this segment's caller and the next segment read comes in meanwhile.
-        if soon is not None:
-            prefetch(soon[c])
-        if last:
-            ahead = (col + n) * classes + c * SEGMENT
-            prefetch(scores[row].reshape(-1)[ahead : ahead + SEGMENT])
-        else:
-            prefetch(scores[c, row, col + n : col + n + SEGMENT])
-        line, power = raw[c], powers[c]
-        for x in range(SEGMENT):
-            e = exp_negative(np.float32(line[x] - best[x]))
-            power[x] = e
-            sums[x] += e
-    undefined = np.int32(0)
-    for x in range(n):
-        undefined += np.int32(sums[x] != sums[x])
-    return int(undefined)
-
-
-@njit(nogil=True, cache=True)
-def count_undefined(sums: Array, n: int, valid: Array | None, at: tuple[int, int]) -> int:
-    """The number of undefined pixels of a segment that are valid; `at`: its place (row, column) in `valid`."""
-    count = 0
-    for x in range(n):
-        seen = valid is None or valid[at[0], at[1] + x]
-        count += seen and sums[x] != sums[x]
-    return count
 
 
 @njit(nogil=True, cache=True)
@@ -350,7 +195,7 @@ def score_maps(
     classes = scores.shape[2] if last else scores.shape[0]
     factor, offset = np.float32(scale[0]), np.float32(scale[1])
     segment = segment_of(scores, classes)
-    _, powers, _, sums, label = segment
+    _, powers, sums, label = segment
     undefined = 0
     for y in range(patch.height):
         top, row = patch.to_row + y, patch.row + y

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @intrinsic
 def _quad(_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, pitch: Any) -> Any:
-    """Copy 4 runs of 4 elements, `step` apart from `at` on in `source`, to the columns of 4 runs `pitch` apart."""
+    """Copy 8 runs of 4 elements, `step` apart from `at` on in `source`, to the columns of 4 runs `pitch` apart."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_type, _, _, target_type, _, _ = signature.args
@@ -20,20 +20,25 @@ def _quad(_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, 
         values = context.make_array(source_type)(context, builder, given).data
         places = context.make_array(target_type)(context, builder, taken).data
         element = context.get_data_type(source_type.dtype)
-        four, size = ir.VectorType(element, 4), context.get_abi_sizeof(element)
+        size = context.get_abi_sizeof(element)
 
-        def run(base: Any, start: Any, apart: Any, number: int) -> Any:
+        def run(base: Any, start: Any, apart: Any, number: int, length: int) -> Any:
             index = builder.add(start, builder.mul(apart, ir.Constant(apart.type, number)))
-            return builder.bitcast(builder.gep(base, [index]), four.as_pointer())
+            return builder.bitcast(builder.gep(base, [index]), ir.VectorType(element, length).as_pointer())
 
         def mixed(first: Any, second: Any, *lanes: int) -> Any:
-            return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), 4), list(lanes)))
+            order = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+            return builder.shuffle_vector(first, second, order)
 
-        runs = [builder.load(run(values, at, step, number), align=size) for number in range(4)]
-        pairs = [mixed(*runs[n : n + 2], *lanes) for lanes in ((0, 4, 1, 5), (2, 6, 3, 7)) for n in (0, 2)]
-        columns = [mixed(*pairs[n : n + 2], *lanes) for n in (0, 2) for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))]
+        four = [builder.load(run(values, at, step, number, 4), align=size) for number in range(8)]
+        # Both halves of a vector of eight are shuffled alike: what a processor does in one step.
+        runs = [mixed(four[number], four[number + 4], *range(8)) for number in range(4)]
+        low, high = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
+        pairs = [mixed(*runs[n : n + 2], *lanes) for lanes in (low, high) for n in (0, 2)]
+        first, second = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
+        columns = [mixed(*pairs[n : n + 2], *lanes) for n in (0, 2) for lanes in (first, second)]
         for number, column in enumerate(columns):
-            builder.store(column, run(places, to, pitch, number), align=size)
+            builder.store(column, run(places, to, pitch, number, 8), align=size)
         return context.get_dummy_value()
 
     return types.void(source, at, step, target, to, pitch), generate
@@ -48,11 +53,11 @@ def planes_of(values: NDArray[Any], planes: NDArray[Any]) -> None:
     pixels, channels = values.shape
     pitch = planes.shape[1]
     source, target = values.reshape(-1), planes.reshape(-1)
-    whole = pixels // 4 * 4 if channels >= 4 else 0
+    whole = pixels // 8 * 8 if channels >= 4 else 0
     for quad in range((channels + 3) // 4 if whole else 0):
         # The last four overlap those before where the channels are no multiple of four.
         first = min(4 * quad, channels - 4)
-        for x in range(0, whole, 4):
+        for x in range(0, whole, 8):
             _quad(source, x * channels + first, channels, target, first * pitch + x, pitch)
     for x in range(whole, pixels):
         for c in range(channels):

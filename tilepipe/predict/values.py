@@ -73,8 +73,8 @@ def accumulate_values(
         for x in range(patch.width):
             total[x] += weight[x]
             seen[x] = 1 if seen[x] == 0 else 2
-        for c in range(strip.sums.shape[0]):
-            line, out = _channel(scores, last, c, row, cols), strip.sums[c, top, goal]
+        for c in range(strip.sums.shape[1]):
+            line, out = _channel(scores, last, c, row, cols), strip.sums[top, c, goal]
             for x in range(patch.width):
                 out[x] += weight[x] * line[x]
     return undefined
@@ -87,7 +87,7 @@ def finish_values(strip: Strip, rows: tuple[int, int], valid: Array | None, valu
     Returns how many valid pixels several tiles saw, 0 (numbers have no labels that could disagree), and how many no
     tile saw. valid: (rows, columns) of the block.
     """
-    channels, _, width = strip.sums.shape
+    channels, width = values.shape[0], strip.seen.shape[1]
     overlapped = missed = 0
     for y in range(rows[1] - rows[0]):
         top = rows[0] + y
@@ -98,5 +98,5 @@ def finish_values(strip: Strip, rows: tuple[int, int], valid: Array | None, valu
                 missed += seen[x] == 0
         for c in range(channels):
             for x in range(width):
-                values[c, top, x] = strip.sums[c, y, x] / weights[x] if weights[x] > 0 else 0
+                values[c, top, x] = strip.sums[y, c, x] / weights[x] if weights[x] > 0 else 0
     return overlapped, 0, missed
