@@ -93,3 +93,9 @@ def test_lines_of_another_type_or_with_gaps_are_refused(out: Array) -> None:
         copied(np.empty(LANES, np.float32), out, 0, LANES)
     with pytest.raises(TypingError):
         converted(np.empty(LANES, np.int32), np.empty(LANES, np.float32))
+
+
+def test_integers_are_added_only() -> None:
+    whole = np.empty(LANES, np.int32)
+    with pytest.raises(TypingError):
+        combined(whole, whole, np.empty((7, LANES), np.int32))

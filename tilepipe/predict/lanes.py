@@ -6,7 +6,7 @@
         store(where(more, value * value, value), out, x, line.size - x)
 
 Every lane is computed alike, so a number's result does not depend on where it lies. Lines are one-dimensional and
-contiguous. Both operands of `+ - * / >` are of one type.
+contiguous. Operators are + - of numbers and * / > of floats; both operands are of one type.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
+
+Emit = Callable[..., Any]
+"""Given LLVM's builder and two vectors, builds what is to be done with them."""
 
 LANES = 16
 """Numbers in a vector: 64 bytes of float32, a line of the cache. Processors of narrower registers take several."""
@@ -61,7 +64,7 @@ def _masked(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return builder.call(get_or_insert_function(builder.module, kind, name), arguments)
 
 
-def _first(builder: Any, count: Any) -> Any:
+def _inside(builder: Any, count: Any) -> Any:
     places = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
     return builder.icmp_signed("<", places, _splat(builder, count))
 
@@ -77,7 +80,7 @@ def load(_context: Any, line: Any, at: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _address(context, builder, signature.args[0], *arguments[:2])
         vector = pointer.type.pointee
-        given = [pointer, _alignment(context, vector), _first(builder, arguments[2]), ir.Constant(vector, None)]
+        given = [pointer, _alignment(context, vector), _inside(builder, arguments[2]), ir.Constant(vector, None)]
         return _masked(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, given)
 
     return (Lanes(line.dtype)(line, at, count), generate) if line.layout == "C" else None
@@ -90,7 +93,7 @@ def store(_context: Any, value: Any, line: Any, at: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _address(context, builder, signature.args[1], *arguments[1:3])
         vector = pointer.type.pointee
-        given = [arguments[0], pointer, _alignment(context, vector), _first(builder, arguments[3])]
+        given = [arguments[0], pointer, _alignment(context, vector), _inside(builder, arguments[3])]
         _masked(builder, f"llvm.masked.store.{_suffix(vector)}.p0", ir.VoidType(), given)
         return context.get_dummy_value()
 
@@ -174,17 +177,17 @@ def exponent(_context: Any, bits: Any) -> Any:
     return (bits(bits), generate) if bits == Lanes(types.float32) else None
 
 
-def _operator(operation: Callable[[Any, Any], Any], of_floats: str, of_integers: str, result: Any = None) -> None:
+def _operator(operation: Callable[..., Any], floats: Emit, integers: Emit | None = None, result: Any = None) -> None:
+    # An operator of two vectors of one type, by what it is in LLVM; `result`: of what, if not of that type.
     @intrinsic
     def lowered(_context: Any, a: Any, b: Any) -> Any:
-        def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            number = signature.args[0].dtype
-            name = of_floats if isinstance(number, types.Float) else of_integers
-            if result is None:
-                return getattr(builder, name)(*arguments)
-            return getattr(builder, name)(">", *arguments)
+        emit = floats if isinstance(a.dtype, types.Float) else integers
 
-        return (a if result is None else Lanes(result))(a, b), generate
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            assert emit is not None
+            return emit(builder, *arguments)
+
+        return ((Lanes(result) if result else a)(a, b), generate) if emit else None
 
     @overload(operation)
     def typed(a: Any, b: Any) -> Any:
@@ -194,8 +197,12 @@ def _operator(operation: Callable[[Any, Any], Any], of_floats: str, of_integers:
         return apply if isinstance(a, Lanes) and a == b else None
 
 
-_operator(operator.add, "fadd", "add")
-_operator(operator.sub, "fsub", "sub")
-_operator(operator.mul, "fmul", "mul")
-_operator(operator.truediv, "fdiv", "sdiv")
-_operator(operator.gt, "fcmp_ordered", "icmp_signed", types.boolean)
+def _greater(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+    return builder.fcmp_ordered(">", a, b)
+
+
+_operator(operator.add, ir.IRBuilder.fadd, ir.IRBuilder.add)
+_operator(operator.sub, ir.IRBuilder.fsub, ir.IRBuilder.sub)
+_operator(operator.mul, ir.IRBuilder.fmul)
+_operator(operator.truediv, ir.IRBuilder.fdiv)
+_operator(operator.gt, _greater, result=types.boolean)

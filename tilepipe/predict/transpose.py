@@ -1,4 +1,4 @@
-"""Turning channels-last values into planes in numba kernels, four by four: the compiler does not do it by itself."""
+"""Turning channels-last values into planes in numba kernels, by shuffles that the compiler does not find by itself."""
 
 from __future__ import annotations
 
