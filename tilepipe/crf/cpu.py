@@ -157,8 +157,8 @@ def _load(probabilities: Array, valid: Array, y: int, field: Field) -> None:
 
 
 def _exponentials(values: Array) -> None:
-    # e**v of values that are at most 0, in place, in kernels.
-    raise NotImplementedError
+    # e**v of values that are at most 0, in place; kernels take what `_exponentials_of` chooses for their type.
+    np.exp(values, out=values)
 
 
 @overload(_exponentials)

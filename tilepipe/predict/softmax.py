@@ -22,7 +22,6 @@ Array = NDArray[Any]
 SEGMENT = 256
 """Pixels handled together: few enough that classes x 256 scores stay in the nearest caches. A multiple of LANES."""
 
-
 _LEAST = np.float32(-87)
 _LOG2E = np.float32(1.44269504)
 _LN2, _LN2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -65,7 +64,8 @@ def exponentials(values: Array) -> None:
 def best_of(planes: Array, row: int, col: int, count: int) -> Any:
     """Vectors of `count` pixels' best score, of its class (int32; the lowest wins a tie), and of their scores' sum.
 
-    The sum is not finite where a score is not.
+    planes: (classes, h, w), of which the pixels from (row, col) on are taken, at most LANES. The sum is not finite
+    where a score is not.
     """
     best = load(planes[0, row], col, count)
     total, label = best, zeros(np.int32)
