@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterWindow
 
 from tilepipe.comparison.pairs import Pair
 from tilepipe.errors import RunError
-from tilepipe.raster.gdal import reason
+from tilepipe.raster.dataset import reason
 from tilepipe.targets import check_target
 from tilepipe.window import Window
 

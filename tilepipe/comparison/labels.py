@@ -13,7 +13,8 @@ import rasterio
 from numpy.typing import NDArray
 
 from tilepipe.errors import InputError, StoreError, UsageError
-from tilepipe.raster.gdal import GdalRecipe, open_dataset
+from tilepipe.raster.dataset import open_dataset
+from tilepipe.raster.gdal import GdalRecipe
 from tilepipe.raster.info import RasterInfo
 from tilepipe.raster.source import Nodata, RasterSource, open_raster
 from tilepipe.raster.zarr import is_zarr

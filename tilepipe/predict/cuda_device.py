@@ -16,7 +16,7 @@ from tilepipe.errors import UsageError
 from tilepipe.predict.scores import Array
 
 # numba's own CUDA part cannot compile our kernels, only simulate them; the `gpu` extra brings its successor of the
-# same name.
+# same name, and the compiler that it calls.
 if find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:
     raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]")
 from numba import cuda

@@ -17,7 +17,9 @@ from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 
 from tilepipe.errors import InputError, UsageError
-from tilepipe.raster.gdal import COMPOSED, GdalRecipe, Warp, describe
+from tilepipe.raster.dataset import COMPOSED, Warp
+from tilepipe.raster.description import describe
+from tilepipe.raster.gdal import GdalRecipe
 from tilepipe.raster.identity import file_identity, gdal_path
 from tilepipe.raster.info import BandChoice, RasterInfo, Transform, cells
 from tilepipe.raster.reader import Reader

@@ -14,24 +14,13 @@ from rasterio.crs import CRS
 
 from tilepipe.errors import InputError
 from tilepipe.raster.info import RasterInfo
+from tilepipe.raster.parts import DTYPES
 from tilepipe.window import Window
 
 TOLERANCE = 0.01
 """Pixels by which a file's grid may miss the first file's."""
 
-_GDAL_TYPES = {
-    "uint8": "Byte",
-    "int8": "Int8",
-    "uint16": "UInt16",
-    "int16": "Int16",
-    "uint32": "UInt32",
-    "int32": "Int32",
-    "uint64": "UInt64",
-    "int64": "Int64",
-    "float16": "Float16",
-    "float32": "Float32",
-    "float64": "Float64",
-}
+_GDAL_TYPES = {name: theirs for theirs, name in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,13 @@ import numpy as np
 from tilepipe.errors import InputError, UsageError
 from tilepipe.raster.arrays import ArrayRecipe
 from tilepipe.raster.bands import check_numbers, select_bands
-from tilepipe.raster.gdal import BLOCK_LIMIT, CACHE_BYTES, COMPOSED, GdalRecipe, Warp, describe, warped_to_pixel_size
+from tilepipe.raster.dataset import COMPOSED, Warp
+from tilepipe.raster.description import BLOCK_LIMIT, describe, warped_to_pixel_size
+from tilepipe.raster.gdal import CACHE_BYTES, GdalRecipe
 from tilepipe.raster.identity import gdal_path
 from tilepipe.raster.info import BandChoice, Pixels, RasterInfo, pixel_size_m
 from tilepipe.raster.mosaic import Piece, mosaic_xml
+from tilepipe.raster.parts import parts_of
 from tilepipe.raster.reader import Reader
 from tilepipe.raster.zarr import ZarrRecipe, describe_zarr, is_zarr
 from tilepipe.window import Interval, Window
@@ -202,7 +205,8 @@ def _open_gdal(
         recipe, raw = _resampled(recipe, raw, nodata, resample_to)
     cache = min(STRIP_CACHE, cache_bytes(raw, STRIP_WINDOW))
     composed = len(names) > 1 or raw.driver in COMPOSED
-    return replace(recipe, cache_bytes=cache, one_dataset=in_strips(raw), composed=composed), raw
+    parts = parts_of(recipe.target) if composed and recipe.warp is None else None
+    return replace(recipe, cache_bytes=cache, one_dataset=in_strips(raw), composed=composed, parts=parts), raw
 
 
 def _target(name: str) -> str:
