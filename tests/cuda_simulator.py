@@ -7,7 +7,9 @@ so `HostDevice` stands in for `tilepipe.predict.cuda_device.CudaDevice`, and ker
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import BoundedSemaphore, Event, Lock
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,12 @@ from tilepipe.predict import blend_cuda as kernels
 from tilepipe.predict.blend import Strip, accumulate, finish, window_weights
 from tilepipe.predict.cpu import CpuEngine
 from tilepipe.predict.cuda import CudaEngine
+from tilepipe.predict.cuda_device import check_kernels
 from tilepipe.predict.cuda_steps import CudaSteps
 from tilepipe.predict.maps import BlockJob, BlockMaps, Wanted
 from tilepipe.predict.prepare import prepare
 from tilepipe.predict.scores import Array, Patch, score_maps, statistics_of
+from tilepipe.projection import RESIDENT
 from tilepipe.window import Placement, Window
 
 RNG = np.random.default_rng(5)
@@ -37,6 +41,7 @@ class HostDevice:
     def __init__(self, failures: int = 0) -> None:
         self.device, self.failures, self.freed = torch.device("cpu"), failures, 0
         self.launched: list[Any] = []
+        self.room = BoundedSemaphore(RESIDENT)
 
     def stage(self, values: Array) -> torch.Tensor:
         return torch.from_numpy(values.copy())
@@ -95,7 +100,7 @@ def launch(kernel: Any, shape: tuple[int, int], *arguments: Any) -> list[Any]:
     return [a.copy_to_host() if isinstance(b, np.ndarray) else a for a, b in zip(given, arguments, strict=True)]
 
 
-def check_kernels() -> None:
+def check_maps() -> None:
     scores = RNG.integers(-4, 5, (5, 7, 35)).astype(np.float32) + RNG.integers(0, 2, (1, 7, 35)).astype(np.float32)
     scores[1, 2, 3], scores[:, 4, 5], scores[2, 6, 6] = np.nan, -np.inf, -np.inf
     keep = np.ones((9, 37), bool)
@@ -201,12 +206,60 @@ def check_memory() -> None:
         engines(8, twice)[1].exact(job)
 
 
+def check_check() -> None:
+    """A machine on which numba cannot work is told in one line."""
+    device: Any = HostDevice()
+    check_kernels(device)
+
+    def run(*_: Any) -> None:
+        raise OSError("libnvvm.so is nowhere\nmuch more")
+
+    device.run = run
+    with pytest.raises(RunError, match=r"^numba cannot build kernels for cpu: libnvvm.so is nowhere; install [^\n]+$"):
+        check_kernels(device)
+
+
+def check_room() -> None:
+    """However many threads have a block under way, the device never holds more than the plan has memory for."""
+    device, holding, most = HostDevice(), 0, 0
+    lock, full = Lock(), Event()
+
+    def upload(staged: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        nonlocal holding, most
+        with lock:
+            holding += 1
+            most = max(most, holding)
+            if holding >= RESIDENT:
+                full.set()
+        return HostDevice.upload(device, staged)
+
+    class Slow(HostDownload):
+        def wait(self) -> list[Array]:
+            nonlocal holding
+            assert full.wait(60)
+            with lock:
+                holding -= 1
+            return super().wait()
+
+    device.upload, device.download = upload, Slow  # type: ignore[method-assign, assignment]
+    (cpu, cuda_engine), job = engines(8, device), block(8, 8, 1, Wanted())
+    with ThreadPoolExecutor(3 * RESIDENT) as threads:
+        for maps in threads.map(lambda _: cuda_engine.exact(job), range(6 * RESIDENT)):
+            np.testing.assert_array_equal(maps.labels, cpu.exact(job).labels)
+    assert most == RESIDENT
+    cpu.close()
+
+
 if __name__ == "__main__":
-    check_kernels()
-    print("kernels")
+    check_maps()
+    print("maps")
     for mode in ("exact", "blend"):
         check_engine(mode)
         check_values(mode)
         print(mode)
     check_memory()
     print("memory")
+    check_check()
+    print("check")
+    check_room()
+    print("room")

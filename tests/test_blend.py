@@ -284,4 +284,4 @@ def test_cuda_kernels_in_the_simulator() -> None:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["kernels", "exact", "blend", "memory"]
+    assert done.stdout.split() == ["maps", "exact", "blend", "memory", "check", "room"]

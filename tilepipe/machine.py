@@ -12,11 +12,14 @@ import torch
 
 from tilepipe.errors import UsageError
 from tilepipe.options import SegmentOptions
-from tilepipe.projection import Resources
+from tilepipe.projection import RESIDENT, Resources
 from tilepipe.version import __version__
 
 MEMORY_SHARE = 0.8
 """Of the memory that is free when the job starts, what it may use unless told otherwise."""
+
+MOST_BLOCKS = 12
+"""In flight for one device, however many cores there are: more would only take memory."""
 
 
 def device_of(options: SegmentOptions) -> Literal["cpu", "cuda"]:
@@ -36,14 +39,16 @@ def device_of(options: SegmentOptions) -> Literal["cpu", "cuda"]:
 
 def resources_of(options: SegmentOptions, device: Literal["cpu", "cuda"]) -> Resources:
     """The memory, threads and blocks in flight that a job may use on this device."""
-    workers = max(options.workers or 1, len(options.gpus or ()))
+    workers, cores = max(options.workers or 1, len(options.gpus or ())), len(os.sched_getaffinity(0))
     host = options.memory or int(free_memory() * MEMORY_SHARE)
     if device == "cuda":
         limit = options.device_memory
         if limit is None and torch.cuda.is_available():
             limit = int(torch.cuda.mem_get_info()[0] * 0.95)
-        return Resources("cuda", host, limit, threads=1, blocks=3, workers=workers)
-    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+        # Reading and writing a block takes a core several times as long as a fast device computes it.
+        blocks = min(MOST_BLOCKS, max(RESIDENT, cores // workers))
+        return Resources("cuda", host, limit, threads=1, blocks=blocks, workers=workers)
+    threads = options.threads or max(1, cores // workers)
     # A block has about four tiles; one more block than the threads need is being read.
     return Resources("cpu", host, None, threads=threads, blocks=1 + -(-threads // 4), workers=workers)
 

@@ -15,6 +15,9 @@ PROCESS_BYTES = 900 << 20
 CONTEXT_BYTES = 700 << 20
 """A CUDA context with its libraries' handles."""
 FLOAT_BYTES = 4
+RESIDENT = 3
+"""The most blocks of a worker on a device at once: one is computed, one waits for it, one's maps are on their way back.
+The others in flight are read and written meanwhile."""
 
 
 class Footprint(NamedTuple):
@@ -45,7 +48,7 @@ class Resources:
     threads: int = 1
     """Tiles in flight in a worker: threads of a CPU, 1 on a CUDA device."""
     blocks: int = 2
-    """Blocks in flight in a worker."""
+    """Blocks in flight in a worker: read, computed or written. Of these a device holds RESIDENT at most."""
     workers: int = 1
     """Worker processes on one host."""
 
@@ -137,19 +140,21 @@ def project(networks: Sequence[NetworkDemand], use: Resources, combining: int = 
         "process": PROCESS_BYTES,
         "network": weights * (1 if use.device == "cuda" else 2),
         "read cache": networks[0].pixel.cache,
-        "blocks": use.blocks * (staged * 2 + maps),
+        # On their way to a device they lie in memory that torch allots by powers of two.
+        "blocks": use.blocks * (staged + (_power_of_two(staged) if use.device == "cuda" else staged) + maps),
     }
     if combining:
         host["combining"] = (use.blocks if strips else use.threads) * first.cell_outputs * combining
     device: dict[str, int] = {}
     if use.device == "cuda":
+        resident = min(use.blocks, RESIDENT)
         device = {
             "context": CONTEXT_BYTES,
             "network": weights,
-            "blocks": use.blocks * (staged + maps),
+            "blocks": resident * (staged + maps),
             "tiles": tile,
             "scores": strips,
-            "combining": host.get("combining", 0),
+            "combining": (resident if strips else use.threads) * first.cell_outputs * combining,
         }
         device["reserve"] = sum(device.values()) // 10
     else:
@@ -158,3 +163,8 @@ def project(networks: Sequence[NetworkDemand], use: Resources, combining: int = 
         host["reserve"] = (host["tiles"] + host["scores"]) // 10
     total = sum(host.values())
     return Projection(total, total * use.workers, sum(device.values()), host, device)
+
+
+def _power_of_two(size: int) -> int:
+    """The least one that is not below `size`."""
+    return 1 << (size - 1).bit_length() if size else 0

@@ -42,7 +42,7 @@ def refine_on(
     arrays = [np.ascontiguousarray(a) for a in (probabilities, colors, known)]
     staged = [device.stage(array) for array in arrays]
     for _ in range(2):
-        with suppress(torch.OutOfMemoryError):
+        with device.room, suppress(torch.OutOfMemoryError):
             with device.computing():
                 download = _queue(device, staged, parameters)
             return download.wait()[0]

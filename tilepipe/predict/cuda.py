@@ -89,7 +89,7 @@ class CudaEngine:
     def _twice(self, job: BlockJob, queue: Callable[[_Block], Download]) -> BlockMaps:
         staged = [self.device.stage(array) for array in (job.values, job.valid, job.keep) if array is not None]
         for _ in range(2):
-            with suppress(torch.OutOfMemoryError):
+            with self.device.room, suppress(torch.OutOfMemoryError):
                 with self._lock, self.device.computing():
                     download = queue(_Block(self, job, staged))
                 return _gathered(job, self.classes, download.wait())

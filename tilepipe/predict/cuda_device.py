@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
 import torch
 from numba.core import config
 
-from tilepipe.errors import UsageError
+from tilepipe.errors import RunError, UsageError
 from tilepipe.predict.scores import Array
+from tilepipe.projection import RESIDENT
 
 # numba's own CUDA part cannot compile our kernels, only simulate them; the `gpu` extra brings its successor of the
 # same name, and the compiler that it calls.
 if find_spec("numba_cuda") is None and not config.ENABLE_CUDASIM:
     raise UsageError("device cuda needs the gpu extra; install tilepipe[gpu]")
 from numba import cuda
+
+# A small last tile is no reason to tell users of grids.
+warnings.filterwarnings("ignore", message=".*Grid size")
 
 
 class CudaDevice:
@@ -35,6 +41,9 @@ class CudaDevice:
         self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._downloads = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph_memory: Any = None
+        self.room = BoundedSemaphore(RESIDENT)
+        """Whoever has tensors of a block on the device holds it."""
+        check_kernels(self)
 
     def stage(self, values: Array) -> torch.Tensor:
         """A page-locked copy of `values`, from which `upload` does not have to wait."""
@@ -83,8 +92,9 @@ class CudaDevice:
         if self._graph_memory is None:
             self._graph_memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may meanwhile ask for memory, which another mode would take for a fault of this one.
-        mode = "thread_local"
+        # Kernels that this work is the first to need are loaded meanwhile, and other threads ask for memory: stricter
+        # modes take both for faults. What a graph cannot hold, such as waiting for the device, is one in any mode.
+        mode = "relaxed"
         try:
             with torch.cuda.graph(graph, self._graph_memory, self._computing, capture_error_mode=mode):
                 work()
@@ -112,6 +122,26 @@ class CudaDevice:
     def peak_bytes(self) -> int:
         """The most memory that was reserved at once, since it was limited."""
         return int(torch.cuda.max_memory_reserved(self.device))
+
+
+@cuda.jit(cache=True)
+def _one(out: Any) -> None:
+    out[0] = 1
+
+
+def check_kernels(device: CudaDevice) -> None:
+    """Nothing; raises RunError where numba cannot build or run a kernel on a device."""
+    try:
+        with device.computing():
+            tried = torch.zeros(1, device=device.device)
+            device.run(_one, (1, 1), (1, 1), (tried,))
+            assert float(tried) == 1
+    except Exception as error:  # a missing compiler, library, driver: whatever the machine lacks
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RunError(
+            f"numba cannot build kernels for {device.device}: {said}; install tilepipe[gpu], or tilepipe[gpu-cuda12] "
+            "where torch is built for CUDA 12"
+        ) from error
 
 
 class Download:
