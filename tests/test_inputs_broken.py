@@ -157,6 +157,28 @@ def test_a_broken_part_of_a_mosaic_costs_its_own_labels_only(tmp_path: Path, how
     np.testing.assert_array_equal(open_store(tmp_path / "out.zarr").array()[:], expected)
 
 
+def test_a_part_that_goes_behind_two_vrts_leaves_no_wrong_label(tmp_path: Path) -> None:
+    """GDAL tells of it once only, whatever is closed: what it reads of this raster afterwards is not trusted."""
+    files = mosaic(tmp_path / "parts", QUARTERS)
+    inner, outer = tmp_path / "inner.vrt", tmp_path / "in.vrt"
+    inner.write_text(open_raster(files).recipe.target)
+    outer.write_text(
+        '<VRTDataset rasterXSize="256" rasterYSize="256"><GeoTransform>5, 1, 0, 7, 0, -1</GeoTransform>'
+        f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{inner}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+
+    def spoil_later(_: object) -> None:
+        files[1].unlink(missing_ok=True)
+
+    options, model = replace(OPTIONS, threads=4, stage="never"), pixel_model(1)
+    with pytest.raises(ReadError, match=r"^\d+ of 16 blocks could not be read, the first: .*cannot read"):
+        segment_raster(outer, tmp_path / "out.zarr", model, options, progress=spoil_later)
+    labels, expected = open_store(tmp_path / "out.zarr").array()[:], pixel_labels(model, QUARTERS)
+    assert ((labels == expected) | (labels == 255)).all()
+    assert (labels[:128, 128:] == 255).all()
+
+
 def test_a_broken_part_is_told_of_in_large_windows_too(tmp_path: Path) -> None:
     # GDAL reads mosaics by threads of its own from a million pixels on.
     files = mosaic(tmp_path / "parts", noise((1, 1200, 1200)))

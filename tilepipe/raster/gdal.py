@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
@@ -14,8 +15,6 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.env import set_gdal_config
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from tilepipe.errors import ReadError
@@ -27,13 +26,13 @@ from tilepipe.raster.dataset import (
     Warp,
     environment,
     files_of,
-    open_dataset,
     rasterio_window,
     read_window,
     reason,
 )
 from tilepipe.raster.identity import file_identity
 from tilepipe.raster.info import cells
+from tilepipe.raster.lending import Datasets
 from tilepipe.raster.parts import Parts
 from tilepipe.window import Window
 
@@ -68,7 +67,7 @@ class GdalRecipe:
     """The files behind it, where they can be read without GDAL's help: then threads need no turns."""
 
     def backend(self) -> GdalBackend:
-        """A backend that opens its datasets when they are first read, one per thread."""
+        """A backend that opens its datasets when they are first read."""
         return GdalBackend(self)
 
     def identity(self) -> list[dict[str, Any]]:
@@ -83,32 +82,32 @@ class GdalRecipe:
 _COMPOSED: WeakSet[GdalBackend] = WeakSet()
 """Every backend of this process that reads a raster which GDAL puts together."""
 
-
-class _Slot:
-    """Where the one dataset is kept that threads take turns at; a threading.local where each has its own."""
+_READ: set[tuple[str, ...]] = set()
+"""What GDAL has put together in this process, by the files that were given."""
 
 
 class GdalBackend:
-    """Reads through one dataset per thread, or one at a time: GDAL's datasets are not safe among threads."""
+    """Reads through as many datasets as threads read at once, or one at a time."""
 
     def __init__(self, recipe: GdalRecipe) -> None:
         self._recipe = recipe
-        self._local: Any = _Slot() if recipe.one_dataset or recipe.composed else threading.local()
+        self._datasets = Datasets(recipe.cache_bytes)
         self._turn: AbstractContextManager[Any] = threading.Lock() if recipe.one_dataset else nullcontext()
         if recipe.composed:
             self._turn = COMPOSED_TURN
             _COMPOSED.add(self)
+        self._lost = False
+        """Whether GDAL can no longer be trusted to tell what is wrong with it."""
         self._parts: PartReader | None = None
         if recipe.parts is not None and recipe.warp is None:
             self._parts = PartReader(recipe.parts, recipe.cache_bytes)
-        self._opened: list[Any] = []
-        self._generation = 0
-        self._lock = threading.Lock()
 
     def fetch(self, bands: Sequence[int], window: Window, out: NDArray[Any]) -> None:
         """Fill `out` (bands, rows, columns) with the 1-based `bands` of `window`, which lies in the raster."""
-        if self._parts is not None and self._parts.fetch(bands, window, out):
-            return
+        if self._parts is not None:
+            with self._telling(window):
+                if self._parts.fetch(bands, window, out):
+                    return
         if self._recipe.warp is None:
             with self._reading(window) as dataset:
                 read_window(dataset, bands, window, out)
@@ -157,45 +156,47 @@ class GdalBackend:
             return False
 
     def close(self) -> None:
-        """Close every thread's dataset."""
+        """Close every dataset."""
         if self._parts is not None:
             self._parts.close()
         with self._turn:
-            self._drop()
+            self._datasets.close()
 
     @contextmanager
     def _reading(self, window: Window) -> Iterator[Any]:
+        recipe = self._recipe
+        with self._telling(window), self._turn, environment():
+            if self._lost:
+                raise OSError("one of its files could not be read before, and GDAL tells so only once; try again")
+            if recipe.composed:
+                _READ.add(recipe.files)
+            try:
+                with self._datasets.open(recipe.target, recipe.warp) as dataset:
+                    yield dataset
+            except GDAL_ERRORS:
+                if recipe.composed:
+                    for backend in list(_COMPOSED):
+                        backend._datasets.close()
+                    self._lost = any(map(_is_nested, _READ))
+                raise
+
+    @contextmanager
+    def _telling(self, window: Window) -> Iterator[None]:
+        """A context from which GDAL's errors come as a ReadError."""
         try:
-            with self._turn, environment():
-                try:
-                    yield self._dataset()
-                except GDAL_ERRORS:
-                    if self._recipe.composed:
-                        for backend in list(_COMPOSED):
-                            backend._drop()
-                    raise
+            yield
         except GDAL_ERRORS as error:
             raise ReadError(f"{self._recipe.name}: cannot read {window}: {reason(error)}") from error
 
-    def _drop(self) -> None:
-        """Close what is open; whoever has no turn to take must not be reading."""
-        with self._lock:
-            self._generation += 1
-            for dataset in self._opened:
-                dataset.close()
-                if isinstance(dataset, WarpedVRT):
-                    dataset.src_dataset.close()
-            self._opened.clear()
 
-    def _dataset(self) -> Any:
-        dataset, generation = getattr(self._local, "dataset", None), getattr(self._local, "generation", -1)
-        if dataset is None or generation != self._generation:
-            set_gdal_config("GDAL_CACHEMAX", int(self._recipe.cache_bytes))
-            dataset = open_dataset(self._recipe.target, self._recipe.warp)
-            with self._lock:
-                self._opened.append(dataset)
-                self._local.dataset, self._local.generation = dataset, self._generation
-        return dataset
+@lru_cache
+def _is_nested(files: tuple[str, ...]) -> bool:
+    """Whether a VRT is among the files that a raster is put together from.
+
+    GDAL's pool keeps such a one, which keeps the pool: what could not be opened is never told of again.
+    """
+    listed = {path for file in files for path in files_of(file)}
+    return any(path.lower().endswith(".vrt") for path in (listed if len(files) > 1 else listed - {*files}))
 
 
 def _hull(place: RasterioWindow) -> Window:
