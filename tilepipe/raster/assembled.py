@@ -27,29 +27,31 @@ class PartReader:
         Raises one of GDAL_ERRORS where a file cannot be read.
         """
         parts = self._parts.touching(window)
-        if not self._can_join(parts, bands, out):
-            return False
-        for band, plane in zip(bands, out, strict=True):
-            plane[...] = self._parts.background[band - 1]
         with environment():
-            return all(self._put(part, bands, window, out) for part in parts)
+            if not self._can_join(parts, bands, out.dtype):
+                return False
+            for band, plane in zip(bands, out, strict=True):
+                plane[...] = self._parts.background[band - 1]
+            for part in parts:
+                self._put(part, bands, window, out)
+        return True
 
     def close(self) -> None:
         """Close the files."""
         self._files.close()
 
-    def _can_join(self, parts: Sequence[Part], bands: Sequence[int], out: NDArray[Any]) -> bool:
-        if any(self._parts.dtypes[band - 1] != out.dtype.name for band in bands):
+    def _can_join(self, parts: Sequence[Part], bands: Sequence[int], dtype: np.dtype[Any]) -> bool:
+        if any(self._parts.dtypes[band - 1] != dtype.name for band in bands):
             return False
-        # Which of two floats counts as a hole is GDAL's to say.
-        compared = out.dtype.kind == "f" and any(part.holes[band - 1] is not None for part in parts for band in bands)
-        return not compared or disjoint(parts)
+        # Which floats count as holes is GDAL's to say.
+        compared = dtype.kind == "f" and any(part.holes[band - 1] is not None for part in parts for band in bands)
+        if compared and not disjoint(parts):
+            return False
+        facts = ((part, self._facts_of(part.target)) for part in parts)
+        return all(known is not None and known.has(part, bands, dtype) for part, known in facts)
 
-    def _put(self, part: Part, bands: Sequence[int], window: Window, out: NDArray[Any]) -> bool:
-        """Whether a part's pixels are now in `out`: they are not where the file is not what its raster takes it for."""
-        facts = self._facts_of(part.target)
-        if facts is None or not facts.has(part, bands, out.dtype):
-            return False
+    def _put(self, part: Part, bands: Sequence[int], window: Window, out: NDArray[Any]) -> None:
+        """Puts what a part has of the window into `out`."""
         seen, there = part.within(window)
         at = seen.within(window)
         holes = [part.holes[band - 1] for band in bands]
@@ -60,11 +62,10 @@ class PartReader:
         if not through:
             for plane, given, hole in zip(out, values, holes, strict=True):
                 np.copyto(plane[at], given, where=True if hole is None else given != hole)
-        return True
 
     def _facts_of(self, target: str) -> _Facts | None:
         if target not in self._facts:
-            # It may be one of those that GDAL puts together: none of them is opened or kept without the turn.
+            # It may be one of those that GDAL puts together: none of them is opened without the turn, or kept.
             with COMPOSED_TURN, open_dataset(target) as dataset:
                 self._facts[target] = _Facts.of(dataset)
         return self._facts[target]
