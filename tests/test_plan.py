@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from tilepipe.axis import AxisPlan, blend_axis, exact_axis, exact_axis_for_tile
 from tilepipe.errors import PlanError
 from tilepipe.geometry.network import AxisGeometry, Geometry, Sizes
+from tilepipe.machine import resources_of
+from tilepipe.options import SegmentOptions
 from tilepipe.plan import PlanRequest, TilePlan
 from tilepipe.planner import PlannedNetwork, cost, plan
-from tilepipe.projection import Footprint, PixelLayout, Resources
+from tilepipe.projection import RESIDENT, Footprint, PixelLayout, Resources
 from tilepipe.window import Interval, Window
 
 
@@ -264,6 +267,29 @@ def test_exact_stitching_that_costs_too_much_is_blended_and_says_so() -> None:
     asked = request_plan(wide, (50_000, 50_000), PlanRequest("exact"))
     assert asked.stitch == "exact"
     assert asked.rows.lead >= 2000
+
+
+def test_blocks_in_flight_take_memory_of_the_host_and_a_few_of_the_device() -> None:
+    def made(blocks: int, stitch: Literal["exact", "blend"]) -> TilePlan:
+        request = PlanRequest(stitch=stitch, block=(4096, 4096))
+        return request_plan(SEGNET, (20_000, 20_000), request, device="cuda", device_bytes=1 << 40, blocks=blocks)
+
+    for stitch in ("exact", "blend"):
+        few, many = made(RESIDENT, stitch).projection, made(4 * RESIDENT, stitch).projection
+        assert many.device_parts == few.device_parts
+        assert many.host_parts["blocks"] == 4 * few.host_parts["blocks"]
+        assert made(1, stitch).projection.device < few.device
+
+
+@pytest.mark.parametrize(("cores", "workers", "blocks"), [(2, 1, 3), (8, 1, 8), (16, 4, 4), (96, 1, 12), (96, 8, 12)])
+def test_a_cuda_job_keeps_a_block_in_flight_for_each_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, blocks: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    options = SegmentOptions(gpus=tuple(range(workers)), memory=1 << 36, device_memory=1 << 35)
+    assert resources_of(options, "cuda") == Resources(
+        "cuda", 1 << 36, 1 << 35, threads=1, blocks=blocks, workers=workers
+    )
 
 
 def test_blended_blocks_are_large_enough_that_few_tiles_straddle() -> None:

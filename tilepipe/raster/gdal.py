@@ -18,7 +18,6 @@ from rasterio.enums import MaskFlags, Resampling
 from rasterio.windows import Window as RasterioWindow
 
 from tilepipe.errors import ReadError
-from tilepipe.raster.assembled import PartReader
 from tilepipe.raster.dataset import (
     COMPOSED_TURN,
     GDAL_ERRORS,
@@ -32,8 +31,9 @@ from tilepipe.raster.dataset import (
 )
 from tilepipe.raster.identity import file_identity
 from tilepipe.raster.info import cells
-from tilepipe.raster.lending import Datasets
+from tilepipe.raster.part_reader import PartReader
 from tilepipe.raster.parts import Parts
+from tilepipe.raster.pool import DatasetPool
 from tilepipe.window import Window
 
 CACHE_BYTES = 64 << 20
@@ -91,7 +91,7 @@ class GdalBackend:
 
     def __init__(self, recipe: GdalRecipe) -> None:
         self._recipe = recipe
-        self._datasets = Datasets(recipe.cache_bytes)
+        self._datasets = DatasetPool(recipe.cache_bytes)
         self._turn: AbstractContextManager[Any] = threading.Lock() if recipe.one_dataset else nullcontext()
         if recipe.composed:
             self._turn = COMPOSED_TURN

@@ -1,4 +1,4 @@
-"""Datasets of GDAL for many threads: each is lent to one at a time, since they are not safe among threads."""
+"""A pool of GDAL's datasets: each is lent to one thread at a time, since they are not safe among threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDLE = 64
 Key = tuple[str, Warp | None]
 
 
-class Datasets:
+class DatasetPool:
     """Opens datasets as they are asked for, and keeps them for whoever asks next.
 
     That is the one that was read last, if it is not being read: its decoded blocks are in GDAL's cache, which keeps

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilepipe.raster.dataset import COMPOSED, COMPOSED_TURN, environment, open_dataset, read_window
-from tilepipe.raster.lending import Datasets
 from tilepipe.raster.parts import Part, Parts, disjoint
+from tilepipe.raster.pool import DatasetPool
 from tilepipe.window import Window
 
 
@@ -18,7 +18,7 @@ class PartReader:
     """Puts windows together from files; what it cannot do it leaves to GDAL."""
 
     def __init__(self, parts: Parts, cache_bytes: int) -> None:
-        self._parts, self._files = parts, Datasets(cache_bytes)
+        self._parts, self._files = parts, DatasetPool(cache_bytes)
         self._facts: dict[str, _Facts | None] = {}
 
     def fetch(self, bands: Sequence[int], window: Window, out: NDArray[Any]) -> bool:

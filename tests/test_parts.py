@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from rasters import GRID, noise, write
 
 from tilepipe.errors import ReadError
-from tilepipe.raster import lending
-from tilepipe.raster.assembled import PartReader
+from tilepipe.raster import pool
 from tilepipe.raster.dataset import COMPOSED_TURN, rasterio_window
 from tilepipe.raster.gdal import GdalRecipe
+from tilepipe.raster.part_reader import PartReader
 from tilepipe.raster.parts import DTYPES, parts_of
 from tilepipe.raster.source import open_raster
 from tilepipe.window import Window
@@ -206,7 +206,7 @@ def test_many_threads_read_a_mosaic_without_gdals_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
     """More files than stay open, read at random while another thread keeps GDAL's turn."""
-    monkeypatch.setattr(lending, "IDLE", 3)
+    monkeypatch.setattr(pool, "IDLE", 3)
     values = noise((2, 190, 240))
     inputs: Any = grid_of_files(tmp_path, values)
     if through != "files":
