@@ -112,8 +112,8 @@ def test_windows_are_what_gdal_makes_of_the_vrt(files: dict[str, list[Path]], da
     chosen = data.draw(st.sampled_from([(1, 2), (2,), (2, 1)]))
     found = by_parts(target, window, chosen)
     if found is None:
-        assert dtype == "float32", "integers never need GDAL"
-        assert hole is not None
+        odd = hole in {"2.5", "nan", "1e9"} or (hole == "-2" and dtype == "uint8")
+        assert odd or (dtype == "float32" and hole is not None), "whole numbers never need GDAL"
     else:
         np.testing.assert_array_equal(found, by_gdal(target, window, chosen))
 

@@ -160,9 +160,11 @@ def _hole(source: Element, dtype: np.dtype[Any], background: float) -> float | N
     _require(source.tag == "ComplexSource")
     value = float(text)
     if dtype.kind in "iu":
-        return value if _representable(value, dtype) else None
-    # GDAL compares floats with a tolerance of its own: only where the result is the same either way.
-    _require(value == background or (math.isnan(value) and math.isnan(background)))
+        # What it makes of another is GDAL's affair: it takes 2.5 for 2.
+        _require(_representable(value, dtype))
+    else:
+        # GDAL compares floats with a tolerance of its own: only where the result is the same either way.
+        _require(value == background or (math.isnan(value) and math.isnan(background)))
     return value
 
 
