@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -77,7 +78,8 @@ class Parts:
     _edges: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        edges = [(p.rows.start, p.rows.stop, p.cols.start, p.cols.stop) for p in (part.place for part in self.parts)]
+        places = [part.place for part in self.parts]
+        edges = [(place.rows.start, place.rows.stop, place.cols.start, place.cols.stop) for place in places]
         object.__setattr__(self, "_edges", np.array(edges, np.int64).reshape(-1, 4))
 
     def touching(self, window: Window) -> list[Part]:
@@ -90,16 +92,14 @@ class Parts:
 
 def parts_of(target: str) -> Parts | None:
     """The files behind a VRT, given as its path or its XML; None where it does more than show their pixels."""
-    folder, text = "", target
+    folder, text = "", target.encode()
     if not target.lstrip().startswith("<VRTDataset"):
         if not os.path.isfile(target) or os.path.getsize(target) > LARGEST:
             return None
         folder = os.path.dirname(target)
-        with open(target, "rb") as file:
-            text = file.read().decode("utf-8", "replace")
+        text = Path(target).read_bytes()
     try:
-        root = ElementTree.fromstring(text)
-        return _parts(root, folder)
+        return _parts(ElementTree.fromstring(text), folder)
     except (ElementTree.ParseError, ValueError, _OtherwiseError):
         return None
 
