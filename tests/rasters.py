@@ -12,6 +12,8 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
+from tilepipe.raster.info import Pixels
+
 UTM = "EPSG:32632"
 GRID = Affine(2.0, 0.0, 500000.0, 0.0, -2.0, 5000000.0)
 
@@ -49,6 +51,13 @@ def read_whole(path: Path | str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     with rasterio.open(path) as dataset:
         values = dataset.read()
         return values, (dataset.read_masks() != 0).all(axis=0) & np.isfinite(values).all(axis=0)
+
+
+def same_pixels(pixels: Pixels, values: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """Holds what a reader gave to values and validity."""
+    np.testing.assert_array_equal(pixels.values, values)
+    assert pixels.values.dtype == values.dtype
+    np.testing.assert_array_equal(pixels.validity(), valid)
 
 
 def real_data(*parts: str) -> Path:

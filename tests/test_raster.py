@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,9 +16,9 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window as RasterioWindow
-from rasters import GRID, UTM, noise, read_whole, real_data, write
+from rasters import GRID, UTM, noise, read_whole, real_data, same_pixels, write
 
-from tilepipe.errors import InputError, ReadError, TilepipeError, UsageError
+from tilepipe.errors import InputError, UsageError
 from tilepipe.raster.gdal import CACHE_BYTES
 from tilepipe.raster.info import RasterInfo
 from tilepipe.raster.source import cache_bytes, in_strips, open_raster, strips
@@ -81,12 +79,6 @@ def variant(request, tmp_path):
 
 def plain_info(shape, bands=1):
     return RasterInfo("a", shape, ("uint8",) * bands, (None,) * bands, ("gray",) * bands, (None,) * bands)
-
-
-def same_pixels(pixels, values, valid):
-    np.testing.assert_array_equal(pixels.values, values)
-    assert pixels.values.dtype == values.dtype
-    np.testing.assert_array_equal(pixels.validity(), valid)
 
 
 def test_whole_read_is_rasterios(variant):
@@ -322,94 +314,6 @@ def test_identity_follows_content_and_sidecars(tmp_path):
     assert {part["path"].rpartition("/")[2] for part in after[:-1]} == {"a.tif", "a.tif.msk"}
     assert open_raster(path, bands=(1, 1)).identity() != after
     assert open_raster(path, nodata=4).identity() != after
-
-
-SERVER = """
-import http.server, sys
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-    def end_headers(self):
-        self.send_header("ETag", '"abc"')
-        super().end_headers()
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-@pytest.fixture
-def url(tmp_path, monkeypatch):
-    """Of tmp_path; served by a process of its own, since GDAL waits for answers with the interpreter locked."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    process = subprocess.Popen([sys.executable, "-c", SERVER], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_rasters_by_url(tmp_path, url):
-    path = write(tmp_path / "a.tif", noise((2, 30, 20)))
-    source = open_raster(f"{url}/a.tif")
-    same_pixels(source.open().read(Window.whole((30, 20))), *read_whole(path))
-    first = source.identity()[0]
-    assert first["etag"] == '"abc"'
-    assert first["content-length"] == str(path.stat().st_size)
-    with pytest.raises(InputError, match=r"cannot open http.*none\.tif"):
-        open_raster(f"{url}/none.tif")
-
-
-@pytest.mark.parametrize("given", ["no.tif", "no*.tif", [], "."])
-def test_inputs_that_are_not_there(tmp_path, monkeypatch, given):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TilepipeError) as caught:
-        open_raster(given)
-    assert "\n" not in str(caught.value)
-
-
-def test_complex_pixels_are_refused(tmp_path):
-    path = write(tmp_path / "a.tif", np.ones((1, 4, 4), "complex64"))
-    with pytest.raises(InputError, match=r"a\.tif holds complex64 pixels"):
-        open_raster(path)
-
-
-def test_containers_name_their_subdatasets(tmp_path):
-    for table in ("one", "two"):
-        append = {"APPEND_SUBDATASET": "YES"} if table == "two" else {}
-        write(tmp_path / "a.gpkg", noise((3, 20, 20)), driver="GPKG", crs="EPSG:3857", RASTER_TABLE=table, **append)
-    with pytest.raises(InputError, match=r"no raster band; name one of its subdatasets: GPKG:.*one, GPKG:.*two"):
-        open_raster(tmp_path / "a.gpkg")
-
-
-def test_blocks_too_large_to_decode_are_refused_by_name(tmp_path):
-    path = write(tmp_path / "a.tif", noise((3, 64, 64)), compress="deflate", blockysize=64, interleave="pixel")
-    open_raster(path, block_limit=3 * 64 * 64)
-    with pytest.raises(InputError, match=r"a\.tif is stored in blocks of 64 x 64"):
-        open_raster(path, block_limit=3 * 64 * 64 - 1)
-
-
-@pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd"])
-def test_a_damaged_block_names_file_and_window(tmp_path, compress):
-    path = write(tmp_path / "a.tif", noise((1, 64, 64)), tiled=True, blockxsize=32, blockysize=32, compress=compress)
-    with rasterio.open(path) as dataset:
-        offset = int(dataset.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
-    data = bytearray(path.read_bytes())
-    data[offset : offset + 100] = b"\xff" * 100
-    path.write_bytes(data)
-    reader = open_raster(path).open()
-    reader.read(Window.of(0, 32, 0, 32))
-    with pytest.raises(ReadError, match=r"a\.tif: cannot read rows 32:64, columns 32:64: .+") as caught:
-        reader.read(Window.of(32, 64, 32, 64))
-    assert "\n" not in str(caught.value)
-    reader.read(Window.of(0, 32, 0, 32))
-
-
-def test_a_truncated_jpeg_is_not_grey(tmp_path):
-    path = write(tmp_path / "a.jpg", noise((3, 200, 200)), driver="JPEG", crs=None, transform=None)
-    path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(ReadError, match=r"a\.jpg"):
-        open_raster(path).open().read(Window.whole((200, 200)))
 
 
 def robust():
